@@ -1,0 +1,79 @@
+"""What agent and spool share on the way to a hub: opening a connection, and cutting episodes into messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedlab.episode import metadata_json
+from fedlab.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fedlab.episode import Episode
+    from fedlab.hub import Hub
+    from fedlab.net import HubConnection
+
+BATCH_EPISODES = 500
+BATCH_BYTES = 1 << 20
+"""A message ends before it grows over this; an episode that is larger travels alone."""
+
+
+async def open_connection(
+    hub: str | Hub | HubConnection, token: str | None = None, tenant_id: str | None = None, agent_id: str | None = None
+) -> tuple[HubConnection, bool]:
+    """A connection to a hub, and whether the caller has to close it.
+
+    Args:
+        hub: A URL, a `Hub`, or an open connection, which stays the property of whoever opened it.
+        token: For a URL.
+        tenant_id: For whom a token is made where the hub's key can be found.
+        agent_id: The same; the token then allows what this agent may do, and without it what an admin may.
+
+    Raises:
+        InvalidRequest: If `hub` is none of these.
+    """
+    if isinstance(hub, str) and "://" not in hub:
+        raise InvalidRequest(
+            f"hub is a URL, a Hub or an open connection, not {hub!r:.80}: open a directory once, with"
+            " Hub(directory), and give that to its agents",
+            field="hub",
+        )
+    if isinstance(hub, str):
+        from fedlab.net import connect
+
+        role = "admin" if agent_id is None else "agent"
+        connection = connect(hub, token, tenant_id=tenant_id, agent_id=agent_id, role=role)
+        return await connection.__aenter__(), True
+    if hasattr(hub, "put_soon"):
+        from fedlab.net import connect
+
+        return connect(hub), False
+    if hasattr(hub, "subscribe"):
+        return hub, False
+    raise InvalidRequest(f"hub is a URL, a Hub or an open connection, not {type(hub).__name__}", field="hub")
+
+
+def batches(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
+    """Cut episodes into lists that fit a message, in order; nothing for no episodes."""
+    batch: list[Episode] = []
+    room = BATCH_BYTES
+    for episode in episodes:
+        size = _size(episode)
+        if batch and (size > room or len(batch) == BATCH_EPISODES):
+            yield batch
+            batch, room = [], BATCH_BYTES
+        batch.append(episode)
+        room -= size
+    if batch:
+        yield batch
+
+
+def _size(episode: Episode) -> int:
+    """Bytes of an episode in a message, rather too many than too few."""
+    texts = [episode.task, episode.input, episode.output]
+    if episode.metadata:
+        texts.append(metadata_json(episode.metadata))
+    size = 400 + 70 * len(episode.sources) + sum(len(each) if each.isascii() else 4 * len(each) for each in texts)
+    # As base64, which is the longer of the two forms.
+    return size if episode.vector is None else size + episode.vector.nbytes * 4 // 3

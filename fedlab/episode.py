@@ -1,0 +1,292 @@
+"""What is remembered: an `Episode`, and a `Memory`, which is an episode as it was recalled.
+
+`created_at` and `expires_at` are integer milliseconds UTC everywhere; lifetimes are seconds everywhere.
+What is checked here needs no hub: types, lengths, names. The hub checks what only it knows (dimension).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fedlab.clock import LATEST_MS
+from fedlab.errors import InvalidEpisode, InvalidRequest, InvalidVector
+
+if TYPE_CHECKING:
+    import random
+
+MAX_TEXT = 1_000_000
+"""Longest task, input or output, in characters, and the longest metadata as JSON."""
+MAX_SOURCES = 1_000
+"""Most sources of one episode."""
+
+Vector: TypeAlias = np.ndarray[Any, Any]
+"""A read-only array of shape (dimension,), dtype float16: the precision in which the hub keeps it."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_force = msgspec.structs.force_setattr
+
+
+def new_id(now: int | None = None, rng: random.Random | None = None) -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of ms UTC, then 74 random bits.
+
+    Written by hand because an experiment needs the same ids from the same seed, which no library offers.
+
+    Args:
+        now: Ms UTC; the machine's clock if not given.
+        rng: Where the random bits come from; the system's secure source if not given.
+    """
+    ms = time.time_ns() // 1_000_000 if now is None else now
+    bits = secrets.randbits(74) if rng is None else rng.getrandbits(74)
+    value = (ms & (1 << 48) - 1) << 80 | 7 << 76 | (bits >> 62) << 64 | 2 << 62 | bits & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
+
+
+def check_name(name: object, what: str) -> str:
+    """`name` if it can name a tenant or an agent.
+
+    Names are ASCII, so that no two look alike, and hold no `/`, which separates tenant and agent in a session.
+
+    Raises:
+        InvalidRequest: If it is not 1 to 128 letters, digits, dots, dashes and underscores.
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
+    raise InvalidRequest(
+        f"{what} {name!r:.80} is no valid name: 1 to 128 of A-Z a-z 0-9 . _ -, beginning with a letter or digit",
+        field=what,
+    )
+
+
+def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int | None = None) -> Vector:
+    """A vector in the hub's precision (float16), checked.
+
+    Args:
+        values: Numbers of shape (dimension,), or the bytes of a little-endian float16 array.
+        dimension: What the shape must be, if it is known.
+
+    Raises:
+        InvalidVector: On another shape, NaN, infinity (also by overflow of float16) or all zeros.
+    """
+    if isinstance(values, np.ndarray) and values.dtype == np.float16 and not values.flags.writeable:
+        vector = values  # made by this function before
+    else:
+        try:
+            if isinstance(values, bytes):
+                vector = np.frombuffer(values, dtype="<f2")
+            else:
+                with np.errstate(over="ignore"):
+                    vector = np.array(values, dtype=np.float16)
+        except (TypeError, ValueError) as error:
+            raise InvalidVector(f"a vector is a flat sequence of numbers: {error}", field="vector") from None
+        vector.flags.writeable = False
+        if vector.ndim != 1:
+            raise InvalidVector(f"a vector has one axis, not shape {vector.shape}", field="vector")
+        if not np.isfinite(vector).all():
+            raise InvalidVector("the vector holds NaN or a number too large for float16", field="vector")
+        if not vector.any():
+            raise InvalidVector("the vector is all zeros and points nowhere", field="vector")
+    if dimension is not None and len(vector) != dimension:
+        raise InvalidVector(
+            f"the vector has {len(vector)} dimensions and this hub's vectors have {dimension}", field="vector"
+        )
+    return vector
+
+
+class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults=True):
+    """One attempt at a task: what was asked, what was answered, how well it went.
+
+    Args:
+        tenant_id: Who owns the memory.
+        agent_id: Which agent made it.
+        task: What was to be done; not empty.
+        input: What it was to be done on.
+        output: What came out.
+        reward: How well it went; any finite number, 1.0 is a success by convention.
+        session_id: `tenant_id/agent_id` unless given.
+        id: UUIDv7, made here unless given. Pushing the same id again stores nothing twice.
+        created_at: Ms UTC; the hub fills it in when it stores the episode.
+        vector: Shape (dimension,); the hub embeds `text` if there is none.
+        sources: Ids of the episodes that the agent had recalled when it made this one.
+        metadata: Any JSON object.
+        expires_at: Ms UTC after which a retention policy may let it go.
+
+    Raises:
+        InvalidEpisode: If a field is missing its meaning; the message names it.
+
+    >>> episode = Episode(tenant_id="acme", agent_id="a1", task="add", input="1 + 1", output="2", reward=1)
+    >>> episode.session_id, episode.reward
+    ('acme/a1', 1.0)
+    """
+
+    tenant_id: str
+    agent_id: str
+    task: str
+    input: str
+    output: str
+    reward: float
+    session_id: str = ""
+    id: str = ""
+    created_at: int | None = None
+    vector: Vector | None = None
+    sources: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    expires_at: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.tenant_id, "tenant_id")
+            check_name(self.agent_id, "agent_id")
+            if self.vector is not None:
+                _force(self, "vector", to_vector(self.vector))
+        except InvalidRequest as error:
+            raise InvalidEpisode(error.message, **error.details) from None
+        _check_text(self.task, "task")
+        _check_text(self.input, "input")
+        _check_text(self.output, "output")
+        if not self.task.strip():
+            raise InvalidEpisode("task is empty: an episode without a task can not be recalled", field="task")
+        if type(self.reward) is not float:
+            if not isinstance(self.reward, Real) or isinstance(self.reward, bool):
+                raise _wrong("reward", "a number", self.reward)
+            _force(self, "reward", float(self.reward))
+        if not math.isfinite(self.reward):
+            raise InvalidEpisode(f"reward is {self.reward}: it must be a finite number", field="reward")
+        own_session = f"{self.tenant_id}/{self.agent_id}"
+        if not self.session_id:
+            _force(self, "session_id", own_session)
+        elif self.session_id != own_session:
+            raise InvalidEpisode(
+                f"session_id {self.session_id!r:.80} is not tenant_id/agent_id, {own_session!r}", field="session_id"
+            )
+        if not self.id:
+            _force(self, "id", new_id())
+        elif not (isinstance(self.id, str) and _ID.fullmatch(self.id)):
+            raise _wrong("id", "1 to 64 of A-Z a-z 0-9 . _ : -", self.id)
+        _check_time(self.created_at, "created_at")
+        _check_time(self.expires_at, "expires_at")
+        if self.sources:
+            _check_sources(self)
+        if self.metadata:
+            _check_metadata(self.metadata)
+
+    @property
+    def text(self) -> str:
+        """What is embedded when the episode brings no vector: the task and its input."""
+        return embedding_text(self.task, self.input)
+
+    def __repr__(self) -> str:
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        if self.vector is not None:
+            fields["vector"] = f"<{len(self.vector)} x float16>"
+        return f"Episode({', '.join(f'{name}={value!r:.200}' for name, value in fields.items() if value)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Episode):
+            return NotImplemented
+        return _comparable(self) == _comparable(other)
+
+    def __hash__(self) -> int:
+        return hash((self.tenant_id, self.id))
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """An episode as it was recalled; the episode's fields can be read directly: `memory.output`.
+
+    Args:
+        episode: What was recalled.
+        similarity: Cosine between the query's vector and the episode's, -1 to 1; 0 if there was no query.
+        score: What the recall policy ranked it by; larger is better.
+    """
+
+    episode: Episode
+    similarity: float
+    score: float
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.episode, name)
+
+
+def embedding_text(task: str, input: str = "") -> str:
+    """The text whose vector stands for a task and its input."""
+    return f"{task}\n{input}" if input else task
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata as canonical JSON: the same object always gives the same text."""
+    if not metadata:
+        return "{}"
+    return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _comparable(episode: Episode) -> tuple[Any, ...]:
+    vector = None if episode.vector is None else episode.vector.tobytes()
+    return tuple(vector if name == "vector" else getattr(episode, name) for name in Episode.__struct_fields__)
+
+
+def _wrong(field: str, wanted: str, value: object) -> InvalidEpisode:
+    return InvalidEpisode(f"{field} must be {wanted}, not {type(value).__name__} {value!r:.80}", field=field)
+
+
+def _check_text(value: object, field: str) -> None:
+    if not isinstance(value, str):
+        raise _wrong(field, "text (json.dumps makes text of anything)", value)
+    if len(value) > MAX_TEXT:
+        raise InvalidEpisode(
+            f"{field} has {len(value):,} characters and at most {MAX_TEXT:,} fit: store a reference instead",
+            field=field,
+        )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidEpisode(
+                f"{field} holds a lone surrogate at position {error.start}: it is no valid text", field=field
+            ) from None
+    if "\0" in value:
+        raise InvalidEpisode(f"{field} holds a NUL character: it is no valid text", field=field)
+
+
+def _check_time(value: object, field: str) -> None:
+    if value is None or (type(value) is int and 0 <= value <= LATEST_MS):
+        return
+    raise _wrong(field, "integer ms UTC between 1970 and 9999", value)
+
+
+def _check_sources(episode: Episode) -> None:
+    sources = episode.sources
+    if isinstance(sources, str) or not isinstance(sources, Sequence) or len(sources) > MAX_SOURCES:
+        raise _wrong("sources", f"a sequence of at most {MAX_SOURCES} episode ids", sources)
+    for source in sources:
+        if not (isinstance(source, str) and _ID.fullmatch(source)):
+            raise _wrong("sources", "a sequence of episode ids", source)
+    # A source names an influence once, in the order of recall.
+    _force(episode, "sources", tuple(dict.fromkeys(sources)))
+
+
+def _check_metadata(metadata: object) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+        raise _wrong("metadata", "a dict with text keys", metadata)
+    try:
+        text = metadata_json(metadata)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidEpisode(f"metadata is no JSON: {error}", field="metadata") from None
+    if len(text) > MAX_TEXT:
+        raise InvalidEpisode(
+            f"metadata has {len(text):,} characters as JSON and at most {MAX_TEXT:,} fit", field="metadata"
+        )

@@ -1,0 +1,195 @@
+"""A hub's directory: its files, the lock that keeps a second process out, and whether it can be opened at all.
+
+`hub.db` holds everything; `index/` and `embeddings.db` are caches; `hub.key` is the server's and `hub.lock`
+says who has the directory open.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import filelock
+import sqlalchemy as sa
+
+from fedlab.embedding import get_embedder
+from fedlab.errors import CorruptHub, HubLocked, IncompatibleHub, InvalidRequest
+from fedlab.hub import schema
+from fedlab.hub.log import Head, chain_hash, row_hash
+
+if TYPE_CHECKING:
+    from fedlab.embedding import Embedder
+    from fedlab.hub.schema import Durability
+
+MEMORY = ":memory:"
+_WAY_BACK = (
+    "Put a backup in its place: stop the hub, `cp -a BACKUP/. {path}` over an empty directory (database,"
+    " write-ahead log and key belong together), start it again."
+)
+
+
+class Directory:
+    """An opened directory, locked until `close`.
+
+    Args:
+        path: A directory, made if it is not there; `":memory:"` for one that lives until `close`, in RAM
+            where the system has a RAM disk.
+
+    Raises:
+        HubLocked: If another process (or this one) has it open.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if str(path) == MEMORY:
+            shm = Path("/dev/shm")  # noqa: S108 - a fresh private directory is made inside
+            where = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
+            self._temporary = tempfile.TemporaryDirectory(prefix="fedlab-", dir=where, ignore_cleanup_errors=True)
+            path = self._temporary.name
+        elif "://" in str(path):
+            raise InvalidRequest(f"{path} is no directory; fedlab.connect() opens a hub by its URL")
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InvalidRequest(f"{path} is a file; a hub lives in a directory") from None
+        self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False)
+        self._take_lock()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it goes away on close."""
+        return self._temporary is not None
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.path / "hub.db"
+
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
+
+    def close(self) -> None:
+        """Give the lock back, and remove what lived in memory; idempotent."""
+        if self._lock.is_locked:
+            (self.path / "hub.pid").unlink(missing_ok=True)
+            self._lock.release()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _take_lock(self) -> None:
+        pid_file = self.path / "hub.pid"
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            holder = pid_file.read_text().strip() if pid_file.exists() else "unknown"
+            raise HubLocked(
+                f"{self.path} is open in the process with pid {holder}: connect to that hub with its URL, or"
+                " stop it first (one directory, one writing process)",
+                pid=holder,
+            ) from None
+        pid_file.write_text(f"{os.getpid()}\n")
+
+
+def open_database(directory: Directory, durability: Durability) -> sa.Engine:
+    """The engine that writes, over a database whose file is whole.
+
+    Raises:
+        CorruptHub: If it is damaged in a way that shows without reading it all (`verify` reads it all).
+        IncompatibleHub: If another version of fedlab wrote it.
+    """
+    path = directory.database
+    way_back = _WAY_BACK.format(path=directory.path)
+    try:
+        existed = path.exists() and path.stat().st_size > 0
+        engine = schema.open_engine(path, durability, writer=True)
+        with engine.begin() as connection:
+            if not existed:
+                schema.metadata.create_all(connection)
+            tables = set(sa.inspect(connection).get_table_names())
+            if missing := set(schema.metadata.tables) - tables:
+                raise CorruptHub(f"{path} is no hub's database: it lacks {', '.join(sorted(missing))}. {way_back}")
+            if existed:
+                _check_pages(connection, path)
+            return engine
+    except sa.exc.DatabaseError as error:
+        raise CorruptHub(f"{path} is damaged ({error.orig}). {way_back}") from error
+
+
+def read_identity(engine: sa.Engine) -> dict[str, str]:
+    """The rows of `meta`; empty for a hub that was just made."""
+    with engine.begin() as connection:
+        return {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
+
+
+def write_identity(engine: sa.Engine, embedder: Embedder) -> dict[str, str]:
+    """Name a new hub."""
+    values = {
+        "schema": str(schema.VERSION),
+        "hub_id": str(uuid.UUID(bytes=secrets.token_bytes(16), version=4)),
+        "epoch": "1",
+        "embedder": embedder.name,
+        "dimension": str(embedder.dimension),
+    }
+    with engine.begin() as connection:
+        connection.execute(sa.insert(schema.meta), [{"key": key, "value": value} for key, value in values.items()])
+    return values
+
+
+def check_identity(held: dict[str, str], embedder: Embedder | str | None, path: Path) -> None:
+    """Whether this version, with this embedder, may open a hub.
+
+    Raises:
+        IncompatibleHub: If not.
+    """
+    if held.get("schema") != str(schema.VERSION):
+        raise IncompatibleHub(
+            f"{path} has schema {held.get('schema')!r} and this fedlab reads {schema.VERSION}:"
+            " open it with the version of fedlab that wrote it"
+        )
+    name = held["embedder"] if embedder is None else get_embedder(embedder).name
+    if name != held["embedder"]:
+        raise IncompatibleHub(
+            f"{path} holds vectors of {held['embedder']!r} and {name!r} was asked for; vectors of two models can"
+            f" not be compared. Open it without an embedder or with {held['embedder']!r}, or put its episodes,"
+            " without their vectors, into a new hub.",
+            held=held["embedder"],
+        )
+
+
+def read_head(engine: sa.Engine, path: Path) -> Head:
+    """The end of the log, its last link checked.
+
+    Raises:
+        CorruptHub: If the last row does not follow from the one before.
+    """
+    query = sa.select(schema.changes).order_by(schema.changes.c.seq.desc()).limit(2)
+    with engine.begin() as connection:
+        rows = [tuple(row) for row in connection.execute(query)]
+    if not rows:
+        return Head(0, b"")
+    *last, held = rows[0]
+    before = rows[1][-1] if len(rows) == 2 else b""
+    if chain_hash(before, row_hash(last)) != held:
+        raise CorruptHub(
+            f"{path}: change {last[0]} does not follow from the one before it, so the log is damaged. "
+            + _WAY_BACK.format(path=path.parent)
+        )
+    return Head(last[0], held)
+
+
+def _check_pages(connection: sa.Connection, path: Path) -> None:
+    """A file that lost its end is not noticed by SQLite until someone reads there."""
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+    log = path.with_name(path.name + "-wal")
+    if path.stat().st_size < pages * size and not (log.exists() and log.stat().st_size):
+        raise CorruptHub(
+            f"{path} has {path.stat().st_size:,} bytes where {pages * size:,} belong. "
+            + _WAY_BACK.format(path=path.parent)
+        )

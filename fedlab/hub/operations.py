@@ -1,0 +1,212 @@
+"""What can be written: each function is an operation of one transaction, run in the writer thread.
+
+An operation checks first and writes afterwards: a `FedlabError` it raises has changed nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from fedlab.errors import IdConflict
+from fedlab.hub.log import Forgotten, content_of, episode_hash, unpack_vector, vector_hash
+from fedlab.hub.schema import agents, changes, episodes, tenants, vectors
+from fedlab.hub.values import AgentRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedlab.episode import Episode, Vector
+    from fedlab.hub.log import Transaction
+    from fedlab.hub.values import Ending
+
+_PARAMETERS = 500
+
+
+def put(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector], actor: str) -> int:
+    """Store episodes, all or none; returns the seq of the last change.
+
+    Args:
+        tx: The transaction.
+        batch: The episodes.
+        embedded: A vector for each: its own, or the one the hub made.
+        actor: Who asked.
+
+    Raises:
+        IdConflict: If an id was stored before with other content, or was forgotten since.
+    """
+    known = _known(tx, batch, embedded) if tx.careful else ()
+    for episode, vector in zip(batch, embedded, strict=True):
+        if (episode.tenant_id, episode.id) not in known:
+            tx.store(episode, vector, actor)
+    return tx.head.seq
+
+
+def _known(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector]) -> set[tuple[str, str]]:
+    """Which of the episodes the hub has already, with the same content."""
+    tx.flush()
+    first: dict[tuple[str, str], tuple[Episode, Vector]] = {}
+    for episode, vector in zip(batch, embedded, strict=True):
+        key = (episode.tenant_id, episode.id)
+        if key in first and _hash(episode, vector) != _hash(*first[key]):
+            raise IdConflict(f"id {episode.id!r} stands twice in one call, with different content", ids=[episode.id])
+        first[key] = (episode, vector)
+    known: set[tuple[str, str]] = set()
+    by_tenant: dict[str, list[str]] = {}
+    for tenant_id, uid in first:
+        by_tenant.setdefault(tenant_id, []).append(uid)
+    for tenant_id, uids in by_tenant.items():
+        numbers = _numbers(tx.connection, tenant_id, uids)
+        held = {row.id: row for row in _rows(tx.connection, list(numbers.values()))}
+        gone = [uid for uid, number in numbers.items() if number not in held]
+        if gone:
+            raise IdConflict(
+                f"{len(gone)} of the episodes were stored before and forgotten since ({gone[0]!r} …):"
+                " nothing was stored; give an episode a new id to remember it again",
+                ids=gone,
+                forgotten=True,
+            )
+        other = [uid for uid, number in numbers.items() if not _same(held[number], *first[tenant_id, uid])]
+        if other:
+            raise IdConflict(
+                f"{len(other)} of the ids are taken by episodes with other content ({other[0]!r} …):"
+                " nothing was stored; an episode never changes, give the new one a new id",
+                ids=other,
+                forgotten=False,
+            )
+        known.update((tenant_id, uid) for uid in numbers)
+    return known
+
+
+def _same(row: Any, episode: Episode, vector: Vector) -> bool:
+    """Whether a push says what is stored; what the hub filled in the first time counts as said."""
+    created_at = row.created_at if episode.created_at is None else episode.created_at
+    if episode.vector is None:
+        vector = unpack_vector(row.vector)
+    return _hash(episode, vector, created_at) == bytes(row.hash)
+
+
+def _hash(episode: Episode, vector: Vector, created_at: int = 0) -> bytes:
+    content = content_of(episode, created_at)
+    return episode_hash(content, episode.sources, vector_hash(episode.id, vector.tobytes()))
+
+
+def _rows(connection: sa.Connection, numbers: Sequence[int]) -> list[Any]:
+    query = sa.select(episodes.c.id, episodes.c.created_at, episodes.c.hash, vectors.c.vector).join(
+        vectors, vectors.c.episode_id == episodes.c.id
+    )
+    rows: list[Any] = []
+    for start in range(0, len(numbers), _PARAMETERS):
+        part = numbers[start : start + _PARAMETERS]
+        rows.extend(connection.execute(query.where(episodes.c.id.in_(part))))
+    return rows
+
+
+def _numbers(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -> dict[str, int]:
+    """Ids to numbers, of everything that was ever stored."""
+    numbers: dict[str, int] = {}
+    for start in range(0, len(uids), _PARAMETERS):
+        query = sa.select(changes.c.subject, changes.c.seq).where(
+            changes.c.tenant_id == tenant_id,
+            changes.c.kind == "episode_stored",
+            changes.c.subject.in_(uids[start : start + _PARAMETERS]),
+        )
+        numbers.update(dict(connection.execute(query).tuples().all()))
+    return numbers
+
+
+def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str, actor: str) -> int:
+    """Remove episodes and their vectors, and log each; returns how many there were."""
+    tx.flush()
+    numbers = _numbers(tx.connection, tenant_id, list(dict.fromkeys(uids)))
+    live = {row.id for row in _rows(tx.connection, list(numbers.values()))}
+    going = {uid: number for uid, number in numbers.items() if number in live}
+    remove(tx, tenant_id, going, reason=reason, actor=actor)
+    return len(going)
+
+
+def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: str, actor: str) -> None:
+    """Remove live episodes, given as id to number."""
+    numbers = list(going.values())
+    for start in range(0, len(numbers), _PARAMETERS):
+        part = numbers[start : start + _PARAMETERS]
+        tx.connection.execute(sa.delete(episodes).where(episodes.c.id.in_(part)))
+    for uid in going:
+        tx.log("episode_forgotten", tenant_id, uid, actor, reason)
+    if numbers:
+        tx.events.append(Forgotten(tenant_id, numbers))
+
+
+def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, resume: bool, actor: str) -> AgentRecord:
+    """Register a life, or take up the one that goes on."""
+    query = (
+        sa.select(agents)
+        .where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id)
+        .order_by(agents.c.id.desc())
+        .limit(1)
+    )
+    held = tx.connection.execute(query).one_or_none()
+    if held is not None and resume and held.expires_at > tx.now and held.status in ("alive", "crashed"):
+        # After a lost connection the lease may have run out before the agent was back.
+        if held.status == "crashed":
+            tx.connection.execute(sa.update(agents).where(agents.c.id == held.id).values(status="alive", ended_at=None))
+            tx.log("agent_resumed", tenant_id, agent_id, actor)
+        return _record(held, status="alive", ended_at=None)
+    if held is not None and held.status == "alive" and held.expires_at > tx.now:
+        raise IdConflict(
+            f"agent {agent_id!r} of tenant {tenant_id!r} is alive: wait until it is destroyed or its lease"
+            " ends, or spawn under another id",
+            ids=[agent_id],
+        )
+    tx.ensure_tenant(tenant_id, actor)
+    if held is not None and held.status == "alive":
+        end(tx, tenant_id, agent_id, "crashed", actor="hub")
+    number = tx.log("agent_spawned", tenant_id, agent_id, actor)
+    record = AgentRecord(
+        tenant_id=tenant_id,
+        agent_id=agent_id,
+        status="alive",
+        spawned_at=tx.now,
+        expires_at=tx.now + lifetime_ms,
+        ended_at=None,
+        pushed=0,
+        pulled=0,
+    )
+    tx.connection.execute(sa.insert(agents), {"id": number, **msgspec.structs.asdict(record)})
+    return record
+
+
+def count_sync(tx: Transaction, tenant_id: str, agent_id: str, *, pushed: int, pulled: int) -> None:
+    """Add to what the registry knows of a life."""
+    if pushed or pulled:
+        tx.connection.execute(
+            sa.update(agents)
+            .where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id, agents.c.ended_at.is_(None))
+            .values(pushed=agents.c.pushed + pushed, pulled=agents.c.pulled + pulled)
+        )
+
+
+def end(tx: Transaction, tenant_id: str, agent_id: str, ending: Ending, *, actor: str) -> AgentRecord | None:
+    """End a life; None if it has ended."""
+    condition = (agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id, agents.c.status == "alive")
+    held = tx.connection.execute(sa.select(agents).where(*condition)).one_or_none()
+    if held is None:
+        return None
+    tx.connection.execute(sa.update(agents).where(*condition).values(status=ending, ended_at=tx.now))
+    tx.log("agent_ended", tenant_id, agent_id, actor, ending)
+    return _record(held, status=ending, ended_at=tx.now)
+
+
+def set_retention(tx: Transaction, tenant_id: str, policy: str, sentence: str, *, actor: str) -> int:
+    """Store a tenant's policy (JSON)."""
+    tx.ensure_tenant(tenant_id, actor)
+    tx.flush()
+    tx.connection.execute(sa.update(tenants).where(tenants.c.tenant_id == tenant_id).values(retention=policy))
+    return tx.log("retention_set", tenant_id, tenant_id, actor, sentence)
+
+
+def _record(row: Any, **changed: Any) -> AgentRecord:
+    fields = {name: getattr(row, name) for name in AgentRecord.__struct_fields__}
+    return AgentRecord(**{**fields, **changed})

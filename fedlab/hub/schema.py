@@ -1,0 +1,168 @@
+"""The tables of a hub, and how its database is opened. What is written into them is `log.py`'s business.
+
+Times are ms UTC. An episode's `id` is the seq of the change that stored it: it is never used twice, and
+"the memory as of a seq" is a comparison.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import sqlalchemy as sa
+
+from fedlab.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSION = 1
+
+metadata = sa.MetaData()
+
+meta = sa.Table(
+    "meta", metadata, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
+)
+
+tenants = sa.Table(
+    "tenants",
+    metadata,
+    sa.Column("tenant_id", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("retention", sa.Text),  # a policy as JSON; NULL keeps everything
+)
+
+episodes = sa.Table(
+    "episodes",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("uid", sa.Text, nullable=False),  # the id that the client made
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("session_id", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("reward", sa.Double, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger),
+    sa.Column("metadata", sa.Text, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),  # of the row, its sources and the vector's hash
+    sa.Index("episodes_tenant_created", "tenant_id", "created_at"),
+)
+
+vectors = sa.Table(
+    "vectors",
+    metadata,
+    sa.Column(
+        "episode_id",
+        sa.Integer,
+        sa.ForeignKey("episodes.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    sa.Column("vector", sa.LargeBinary, nullable=False),  # float16, little-endian
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+)
+
+episode_sources = sa.Table(
+    "episode_sources",
+    metadata,
+    sa.Column(
+        "episode_id",
+        sa.Integer,
+        sa.ForeignKey("episodes.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("source", sa.Text, nullable=False),  # a uid; no foreign key: it may be forgotten, or of elsewhere
+    sa.Index("episode_sources_source", "source"),
+    sqlite_with_rowid=False,
+)
+
+agents = sa.Table(
+    "agents",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # seq of agent_spawned
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("spawned_at", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("pushed", sa.Integer, nullable=False, default=0),
+    sa.Column("pulled", sa.Integer, nullable=False, default=0),
+    sa.Index("agents_tenant_agent", "tenant_id", "agent_id"),
+    sa.Index("agents_alive", "expires_at", sqlite_where=sa.text("status = 'alive'")),
+)
+
+changes = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("digest", sa.LargeBinary),  # of the stored episode
+    sa.Column("hash", sa.LargeBinary, nullable=False),  # chain: hash(hash of the row before, hash of this row)
+    sa.Index("changes_tenant", "tenant_id", "seq"),
+    # One id is stored once for ever, also after it was forgotten: a late resend can not bring it back.
+    sa.Index("changes_stored", "tenant_id", "subject", unique=True, sqlite_where=sa.text("kind = 'episode_stored'")),
+)
+
+Durability = Literal["full", "normal", "off"]
+
+
+def open_engine(database: Path, durability: Durability, *, writer: bool) -> sa.Engine:
+    """An engine whose every connection has the pragmas that the promises rest on.
+
+    Args:
+        database: The SQLite file.
+        durability: `full` survives loss of power; `normal` may lose the last commits then, and `off` may
+            lose the database; all survive `kill -9`.
+        writer: Whether to write (transactions begin IMMEDIATE), or only to read (`query_only`).
+    """
+    if durability not in ("full", "normal", "off"):
+        raise InvalidRequest(f"durability is 'full', 'normal' or 'off', not {durability!r}")
+    engine = sa.create_engine(
+        f"sqlite:///{database}",
+        connect_args={"check_same_thread": False, "timeout": 30},
+        pool_size=1 if writer else 8,
+        max_overflow=0 if writer else 32,
+        pool_reset_on_return=None,
+    )
+    pragmas = {
+        "busy_timeout": 30_000,
+        "foreign_keys": 1,
+        "secure_delete": 1,  # a forgotten text is overwritten, not just unlinked
+        "synchronous": {"off": 0, "normal": 1, "full": 2}[durability],
+        "query_only": 0 if writer else 1,
+    }
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions begin and end where this package says so
+        if writer:
+            connection.execute("PRAGMA journal_mode=WAL")
+        for name, value in pragmas.items():
+            connection.execute(f"PRAGMA {name}={value}")
+            held = connection.execute(f"PRAGMA {name}").fetchone()[0]
+            if held != value:
+                raise RuntimeError(f"SQLite kept PRAGMA {name}={held} where {value} was asked for")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+
+    return engine
+
+
+def insert_sql(engine: sa.Engine, table: sa.Table) -> str:
+    """The INSERT of all columns in their order, with the engine's positional parameters.
+
+    Compiled once: on the way of a single put, compiling and binding per call costs as much as SQLite itself.
+    """
+    return str(sa.insert(table).compile(dialect=engine.dialect))

@@ -1,0 +1,170 @@
+"""What a hub says: plain values that an embedded caller gets as they are and the wire carries unchanged."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from fedlab.episode import Episode
+
+Ending = Literal["destroyed", "expired", "crashed"]
+"""How a life ended: by `destroy()`, by its lifetime, or without a goodbye."""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row of the change log.
+
+    Args:
+        seq: Position in the log: strictly increasing in commit order.
+        tenant_id: Whose memory changed; empty for changes of the hub itself.
+        kind: `hub_created`, `tenant_created`, `episode_stored`, `episode_forgotten`, `agent_spawned`,
+            `agent_resumed`, `agent_ended`, `retention_set`.
+        subject: The id it concerns: of an episode or an agent.
+        actor: Who asked for it.
+        at: Ms UTC.
+        reason: Why, where there is a reason to give.
+    """
+
+    seq: int
+    tenant_id: str
+    kind: str
+    subject: str
+    actor: str
+    at: int
+    reason: str = ""
+
+
+class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One life in the agent registry.
+
+    Args:
+        status: `alive`, `destroyed`, `expired` or `crashed`.
+        spawned_at: Ms UTC.
+        expires_at: Ms UTC: the end of the lifetime.
+        ended_at: Ms UTC; None while it lives.
+        pushed: Episodes it stored.
+        pulled: Episodes it was given.
+    """
+
+    tenant_id: str
+    agent_id: str
+    status: str
+    spawned_at: int
+    expires_at: int
+    ended_at: int | None
+    pushed: int
+    pulled: int
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent learns when it syncs.
+
+    Args:
+        seq: The log up to here is known now; give it as `after` next time.
+        stored: New episodes of others, oldest first, with vectors.
+        forgotten: Ids that were forgotten; drop them from RAM.
+        skipped: How many more new episodes there are than were sent: recall finds them.
+    """
+
+    seq: int
+    stored: list[Episode]
+    forgotten: list[str]
+    skipped: int = 0
+
+
+class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a hub is: what a client has to know before it talks to it.
+
+    Args:
+        hub_id: Made once, when the directory was.
+        epoch: Raised at each change of primary.
+        seq: The last change of the log.
+        embedder: Name of the model that makes the vectors.
+        dimension: Of the vectors.
+        version: Of fedlab.
+    """
+
+    hub_id: str
+    epoch: int
+    seq: int
+    embedder: str
+    dimension: int
+    version: str
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """A hub, or one tenant of it, in numbers.
+
+    Args:
+        tenants: How many there are.
+        episodes: Live ones.
+        forgotten: Episodes that were stored once and are not there any more.
+        agents: Lives so far.
+        agents_alive: Lives that have not ended.
+        seq: The last change of the log.
+        bytes: Size of the files on disk (0 for one tenant of several).
+    """
+
+    tenants: int
+    episodes: int
+    forgotten: int
+    agents: int
+    agents_alive: int
+    seq: int
+    bytes: int
+
+
+class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `verify` found; empty `problems` means that database, log and index agree.
+
+    Args:
+        episodes: How many were checked.
+        changes: How many log rows were checked.
+        problems: One sentence each, naming what and where.
+    """
+
+    episodes: int
+    changes: int
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"{self.episodes:,} episodes and {self.changes:,} changes agree"
+        return "\n".join([f"{len(self.problems)} problems:", *(f"  {problem}" for problem in self.problems)])
+
+
+class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy would do to a tenant now.
+
+    Args:
+        policy: In English.
+        removed: How many would go.
+        kept: How many would stay.
+    """
+
+    tenant_id: str
+    policy: str
+    removed: int
+    kept: int
+
+
+class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What applying the stored policies did.
+
+    Args:
+        removed: Episodes forgotten, by tenant.
+        seq: The log after it.
+    """
+
+    removed: dict[str, int]
+    seq: int
+
+
+Frame = dict[str, list[Any]]
+"""A table as columns: what a Polars frame is made of on the other side of the wire."""

@@ -1,0 +1,152 @@
+"""Do database, log and index agree? Reads everything, and names what is damaged and where."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import sqlalchemy as sa
+
+from fedlab.hub.index import unit
+from fedlab.hub.log import chain_hash, episode_hash, row_hash, unpack_vector, vector_hash
+from fedlab.hub.schema import agents, changes, episode_sources, episodes, tenants, vectors
+from fedlab.hub.values import VerifyReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from fedlab.hub.indexes import Indexes
+
+MOST = 100
+"""Problems named in one report; a database full of noise has millions."""
+CHUNK = 2_000
+
+
+def verify(engine: sa.Engine, indexes: Indexes, dimension: int) -> VerifyReport:
+    """Check everything, at one moment of the database.
+
+    Args:
+        engine: For reading.
+        indexes: Brought up to the database by whoever asks, as for a recall.
+        dimension: Of the vectors.
+    """
+    with engine.connect() as connection, connection.begin():
+        numbers = {
+            "episodes": connection.scalar(sa.select(sa.func.count()).select_from(episodes)) or 0,
+            "changes": connection.scalar(sa.select(sa.func.count()).select_from(changes)) or 0,
+        }
+        try:
+            problems = list(islice(_problems(connection, indexes, dimension), MOST))
+        except sa.exc.DatabaseError as error:
+            problems = [f"database: it can not be read to its end ({error.orig})"]
+    return VerifyReport(**numbers, problems=problems)
+
+
+def _problems(connection: sa.Connection, indexes: Indexes, dimension: int) -> Iterator[str]:
+    for (line,) in connection.exec_driver_sql("PRAGMA quick_check(20)"):
+        if line != "ok":
+            yield f"database: {line}"
+    live: dict[int, bytes] = {}
+    yield from _log_problems(connection, live)
+    yield from _episode_problems(connection, live, dimension)
+    yield from indexes.check_files()
+    for tenant_id in connection.scalars(sa.select(tenants.c.tenant_id)):
+        yield from _index_problems(connection, indexes, tenant_id)
+
+
+def _log_problems(connection: sa.Connection, live: dict[int, bytes]) -> Iterator[str]:
+    """Walk the chain, and replay the log into `live`: number to hash of what must be there."""
+    before, expected = b"", 1
+    numbers: dict[tuple[str, str], int] = {}
+    query = sa.select(changes).order_by(changes.c.seq)
+    for row in connection.execute(query.execution_options(yield_per=CHUNK)):
+        if row.seq != expected:
+            yield f"log: changes {expected} to {row.seq - 1} are missing"
+        expected = row.seq + 1
+        if chain_hash(before, row_hash(tuple(row)[:-1])) != row.hash:
+            yield f"log: change {row.seq} ({row.kind} {row.subject!r:.80}) does not match its hash"
+        before = row.hash
+        if row.kind == "episode_stored":
+            numbers[row.tenant_id, row.subject] = row.seq
+            live[row.seq] = row.digest
+        elif row.kind == "episode_forgotten":
+            live.pop(numbers.get((row.tenant_id, row.subject), 0), None)
+    alive = connection.scalar(sa.select(sa.func.max(agents.c.id))) or 0
+    if alive >= expected:
+        yield f"log: it ends at {expected - 1} and the registry knows change {alive}"
+
+
+def _episode_problems(connection: sa.Connection, live: dict[int, bytes], dimension: int) -> Iterator[str]:
+    content = [column for column in episodes.c if column.name not in ("id", "hash")]
+    query = (
+        sa.select(episodes.c.id, *content, episodes.c.hash, vectors.c.vector, vectors.c.hash)
+        .outerjoin(vectors, vectors.c.episode_id == episodes.c.id)
+        .order_by(episodes.c.id)
+    )
+    missing = dict(live)
+    for rows in connection.execute(query.execution_options(yield_per=CHUNK)).partitions():
+        sources = _sources(connection, rows[0][0], rows[-1][0])
+        for number, *fields, held, vector, of_vector in rows:
+            name = f"episode {fields[0]!r:.80} (number {number})"
+            wanted = missing.pop(number, None)
+            if wanted is None:
+                yield f"{name}: the log does not know it, or says it was forgotten"
+            if vector is None:
+                yield f"{name}: its vector is missing"
+                continue
+            if vector_hash(fields[0], vector) != of_vector or len(vector) != 2 * dimension:
+                yield f"{name}: its vector is damaged"
+            if episode_hash(fields, sources.get(number, ()), of_vector) != held:
+                yield f"{name}: its text or numbers are damaged"
+            elif wanted is not None and wanted != held:
+                yield f"{name}: it is not what the log says was stored"
+    for number in missing:
+        yield f"episode number {number}: the log says it is here, and it is not"
+
+
+def _sources(connection: sa.Connection, first: int, last: int) -> dict[int, list[str]]:
+    query = (
+        sa.select(episode_sources.c.episode_id, episode_sources.c.source)
+        .where(episode_sources.c.episode_id.between(first, last))
+        .order_by(episode_sources.c.episode_id, episode_sources.c.position)
+    )
+    found: dict[int, list[str]] = {}
+    for number, source in connection.execute(query):
+        found.setdefault(number, []).append(source)
+    return found
+
+
+def _index_problems(connection: sa.Connection, indexes: Indexes, tenant_id: str) -> Iterator[str]:
+    """Compare the index in RAM with the database as of this transaction."""
+    try:
+        index = indexes.get(tenant_id)
+    except Exception as error:  # whatever is wrong with it is what was asked
+        yield f"index of tenant {tenant_id!r}: it can not be built ({error})"
+        return
+    last = connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
+    view = index.view
+    held = view.ids[: view.n][view.alive[: view.n] & (view.ids[: view.n] <= last)]
+    query = (
+        sa.select(episodes.c.id, vectors.c.vector)
+        .join(vectors, vectors.c.episode_id == episodes.c.id)
+        .where(episodes.c.tenant_id == tenant_id)
+        .order_by(episodes.c.id)
+    )
+    wrong = 0
+    seen: list[Any] = []
+    for rows in connection.execute(query.execution_options(yield_per=CHUNK)).partitions():
+        numbers = np.array([row[0] for row in rows], np.int64)
+        seen.append(numbers)
+        known = np.isin(numbers, held)
+        stored = [unpack_vector(row[1]) for row, there in zip(rows, known, strict=True) if there]
+        if stored:
+            wrong += int(np.count_nonzero(~index.holds(numbers[known], unit(stored))))
+    inside = np.concatenate(seen) if seen else np.zeros(0, np.int64)
+    for what, difference in (("lacks", np.setdiff1d(inside, held)), ("still has", np.setdiff1d(held, inside))):
+        # What was forgotten after this transaction began is no difference: the index is ahead of it.
+        if len(difference) and index.view is view:
+            yield f"index of tenant {tenant_id!r}: it {what} {len(difference)} episodes ({difference[:3].tolist()} …)"
+    if wrong:
+        yield f"index of tenant {tenant_id!r}: {wrong} vectors differ from the database"

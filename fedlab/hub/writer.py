@@ -1,0 +1,156 @@
+"""The one writer: a thread that commits whatever is waiting, so that one fsync serves many agents.
+
+An operation is a function of a `Transaction`. It raises a `FedlabError` only before it has written
+anything; then it alone fails, and those who share the commit are not touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+
+from fedlab.errors import CorruptHub, FedlabError, HubUnavailable
+from fedlab.hub.log import Head, Inserts, Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedlab.clock import Clock
+
+T = TypeVar("T")
+logger = logging.getLogger("fedlab.hub")
+
+MAX_WEIGHT = 2_000
+"""About how many episodes share a commit: bounds how long the first waits for the last."""
+
+
+class _Job(NamedTuple):
+    operation: Callable[[Transaction], Any]
+    weight: int
+    future: Future[Any]
+
+
+class Writer:
+    """Owns the write connection and the head of the log.
+
+    Args:
+        engine: For writing.
+        clock: Gives each commit its time.
+        head: The end of the log now.
+        tenants: Those that exist; kept up to date here.
+        committed: Called in the writer thread after each commit, before its callers are answered:
+            what it does is visible to whoever was acknowledged.
+    """
+
+    def __init__(
+        self, engine: sa.Engine, clock: Clock, head: Head, tenants: set[str], committed: Callable[[Transaction], None]
+    ) -> None:
+        self.head = head
+        self._engine = engine
+        self._inserts = Inserts.compile(engine)
+        self._clock = clock
+        self._tenants = tenants
+        self._committed = committed
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="fedlab-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Callable[[Transaction], T], weight: int = 1) -> Future[T]:
+        """Have an operation committed; the future is done when it is durable and visible.
+
+        Args:
+            operation: What to write.
+            weight: About how many rows it writes.
+        """
+        future: Future[T] = Future()
+        with self._closing:
+            if self._closed:
+                raise HubUnavailable("the hub is closed")
+            self._queue.put(_Job(operation, weight, future))
+        return future
+
+    def close(self) -> None:
+        """Commit what is waiting and end the thread; idempotent."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._engine.connect() as connection:
+            closing = False
+            while not closing:
+                batch, closing = self._waiting()
+                if batch and not self._commit(connection, batch, careful=False):
+                    # Someone in the batch pushes again what is known, or the disk is full: one by one, so
+                    # that each gets its own answer.
+                    for job in batch:
+                        self._commit(connection, [job], careful=True)
+
+    def _waiting(self) -> tuple[list[_Job], bool]:
+        """What waits now (at least one job, unless it is the end), and whether this was the last."""
+        batch: list[_Job] = []
+        weight = 0
+        job = self._queue.get()
+        while job is not None:
+            if job.future.set_running_or_notify_cancel():
+                batch.append(job)
+                weight += job.weight
+            if weight >= MAX_WEIGHT:
+                return batch, False
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(self, connection: sa.Connection, batch: list[_Job], *, careful: bool) -> bool:
+        """One transaction; False if a first try failed and nothing was changed or answered."""
+        outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
+        tx: Transaction | None = None
+        try:
+            with connection.begin():
+                tx = Transaction(connection, self._inserts, self.head, self._clock.now(), self._tenants, careful)
+                for job in batch:
+                    try:
+                        outcomes.append((job, job.operation(tx), None))
+                    except FedlabError as error:
+                        outcomes.append((job, None, error))
+                tx.flush()
+        except Exception as error:
+            if not careful:
+                return False
+            logger.exception("a change could not be committed")
+            for job in batch:
+                job.future.set_exception(_as_hub_error(error))
+            return True
+        self.head = tx.head
+        self._tenants |= tx.new_tenants
+        try:
+            self._committed(tx)
+        except Exception:
+            # The commit stands; a consumer that fails must not make it look lost.
+            logger.exception("a consumer of the log failed at seq %d", tx.head.seq)
+        for job, result, refused in outcomes:
+            if refused is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(refused)
+        return True
+
+
+def _as_hub_error(error: Exception) -> Exception:
+    if isinstance(error, sa.exc.DatabaseError):
+        reason = str(error.orig)
+        if "malformed" in reason or "not a database" in reason:
+            return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
+        return HubUnavailable(f"the hub could not store this, and nothing was changed: {reason}")
+    return error

@@ -1,0 +1,397 @@
+"""The wire as data: what can be asked (`METHODS`), how it is written in MessagePack and in JSON. No I/O.
+
+A client sends `Request`s, a server answers each with an `Answer` that carries its id: a result (a frame
+comes as several pages, all but the last marked `more`) or a fault. There is nothing else: a subscription is
+a chain of `watch` requests, so that it can neither overflow nor lose its place.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from fedlab.episode import Episode, Memory, Vector
+from fedlab.errors import BY_CODE, FedlabError, InvalidEpisode, InvalidRequest
+from fedlab.hub.values import (
+    AgentRecord,
+    Change,
+    Delta,
+    Ending,
+    HubInfo,
+    RetentionPreview,
+    RetentionReport,
+    Stats,
+    VerifyReport,
+)
+from fedlab.net.tokens import Role
+from fedlab.recall import RecallPolicy
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MAX_WHOLE = 2**53 - 1
+Whole = Annotated[int, Meta(ge=0, le=MAX_WHOLE)]
+"""A whole number that JSON, MessagePack and SQLite all carry unchanged."""
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a method is asked with. The fields are the arguments of the same method of `HubConnection`."""
+
+
+class ForTenant(Params, frozen=True, kw_only=True):
+    """Params that name the tenant they are about."""
+
+    tenant_id: str
+
+
+class ForAnyTenant(Params, frozen=True, kw_only=True):
+    """Params that may name a tenant."""
+
+    tenant_id: str | None = None
+
+
+class Put(Params, frozen=True, kw_only=True):  # noqa: D101
+    episodes: list[Episode]
+
+
+class Recall(ForTenant, frozen=True, kw_only=True):
+    """The query is a text, a vector, or neither."""
+
+    text: str | None = None
+    vector: Vector | None = None
+    k: Whole = 10
+    policy: RecallPolicy | None = None
+    min_reward: float | None = None
+    since: Whole | None = None
+    until: Whole | None = None
+    task: str | None = None
+    agent_id: str | None = None
+    vectors: bool = False
+
+
+class Embed(Params, frozen=True, kw_only=True):  # noqa: D101
+    texts: Annotated[list[str], Meta(max_length=100_000)]
+
+
+class SpawnAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    agent_id: str
+    lifetime: float
+    resume: bool = False
+
+
+class SyncAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    agent_id: str
+    episodes: list[Episode] = []
+    after: Whole
+    limit: Whole = 100
+    ending: Ending | None = None
+
+
+class Forget(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    ids: list[str]
+    reason: str
+
+
+class Episodes(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    since: Whole | None = None
+    until: Whole | None = None
+    task: str | None = None
+    agent_id: str | None = None
+    min_reward: float | None = None
+    after: Whole = 0
+    limit: Whole | None = None
+
+
+class Agents(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    status: str | None = None
+
+
+class Changes(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    after: Whole = 0
+    kind: str | None = None
+    limit: Whole | None = None
+
+
+class Watch(ForAnyTenant, frozen=True, kw_only=True):
+    """Answered as soon as there are changes after `after`, or with none after `wait` seconds."""
+
+    after: Whole
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
+    wait: Annotated[float, Meta(ge=0, le=60)] = 20.0
+
+
+class Policy(ForTenant, frozen=True, kw_only=True):
+    """The policy is written as `RetentionPolicy.to_json` writes it."""
+
+    policy: Annotated[str, Meta(max_length=100_000)]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some rows of a frame, as columns.
+
+    Args:
+        columns: The values by column; times are ms UTC.
+        types: The columns' Polars types by column.
+    """
+
+    columns: dict[str, list[Any]]
+    types: dict[str, str]
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One thing that can be asked of a hub.
+
+    Args:
+        params: Type of the params.
+        result: Type of the result; a `Page` is one of several.
+        role: The least role that may ask it.
+        writes: Whether it changes the hub.
+        slow: Whether it may well take minutes.
+        whole_hub: Whether it is about all tenants at once.
+    """
+
+    params: type[Params]
+    result: Any
+    role: Role = "observer"
+    writes: bool = False
+    slow: bool = False
+    whole_hub: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "info": Method(Params, HubInfo),
+    "put": Method(Put, int, "agent", writes=True),
+    "recall": Method(Recall, list[Memory]),
+    "embed": Method(Embed, list[Vector], slow=True),
+    "spawn_agent": Method(SpawnAgent, AgentRecord, "agent", writes=True),
+    "sync_agent": Method(SyncAgent, Delta, "agent", writes=True),
+    "forget": Method(Forget, int, "admin", writes=True),
+    "episodes": Method(Episodes, Page, slow=True),
+    "agents": Method(Agents, Page, slow=True),
+    "tenants": Method(Params, Page, slow=True),
+    "changes": Method(Changes, Page, slow=True),
+    "watch": Method(Watch, list[Change]),
+    "stats": Method(ForAnyTenant, Stats, slow=True),
+    "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
+    "set_retention": Method(Policy, int, "admin", writes=True),
+    "retention": Method(ForTenant, str),
+    "preview_retention": Method(Policy, RetentionPreview, slow=True),
+    "apply_retention": Method(ForAnyTenant, RetentionReport, "admin", writes=True, slow=True),
+}
+"""What can be asked, by name: the names of `HubConnection`."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a client sends.
+
+    Args:
+        id: Unique among the requests under way on this connection.
+        method: A name in `METHODS`.
+        params: As the method's params type says.
+    """
+
+    id: Whole
+    method: str
+    params: Any = {}
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    # Decoded first, so that a request with bad params still gets an answer with its own id.
+    id: Whole
+    method: str
+    params: Raw = Raw()
+
+
+class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error on the wire: `fedlab.errors` has the codes."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, error: FedlabError) -> Fault:
+        """An error as data; details that are no data are left out."""
+        details = {}
+        for name, value in error.details.items():
+            try:
+                msgspec.json.encode(value)
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                continue
+            details[name] = value
+        return cls(error.code, _clean(error.message), details)
+
+    def to_error(self) -> FedlabError:
+        """The exception that the hub raised."""
+        kind = BY_CODE.get(self.code, FedlabError)
+        return kind(self.message, **{name: value for name, value in self.details.items() if name != "message"})
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a server sends: a result or a fault; the id is None where the request's could not be read."""
+
+    id: int | None
+    result: Any | UnsetType = UNSET
+    fault: Fault | None = None
+    more: bool = False
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    id: int | None
+    result: Raw = Raw()
+    fault: Fault | None = None
+    more: bool = False
+
+
+C = TypeVar("C", bound="msgspec.msgpack.Encoder | msgspec.json.Encoder")
+
+
+class Format(Generic[C]):
+    """One way to write messages; stateless, shared by all connections.
+
+    Args:
+        subprotocol: Its name in the WebSocket handshake.
+        encoder: Writes.
+        module: Where its `Decoder` is.
+        text: Whether messages are text frames.
+    """
+
+    def __init__(self, subprotocol: str, encoder: C, module: Any, *, text: bool) -> None:
+        self.subprotocol = subprotocol
+        self.text = text
+        self._encode = encoder.encode
+        self._envelope = module.Decoder(_Envelope)
+        self._reply = module.Decoder(_Reply)
+        self._params = {n: module.Decoder(m.params, dec_hook=_decode_vector) for n, m in METHODS.items()}
+        self._results = {n: module.Decoder(m.result, dec_hook=_decode_vector) for n, m in METHODS.items()}
+
+    def encode(self, message: Request | Answer) -> bytes:
+        """A message as bytes.
+
+        Raises:
+            InvalidRequest: If it holds something that can not be written, a lone surrogate for example.
+        """
+        try:
+            return self._encode(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidRequest(f"this can not be sent: {_clean(str(error)):.300}") from None
+
+    def decode_request(self, data: bytes) -> tuple[int, str, Raw]:
+        """The id, the method and the params, still as bytes, of a message from anyone.
+
+        Raises:
+            InvalidRequest: If it is no request; whatever the bytes are, nothing else is raised.
+        """
+        try:
+            envelope = self._envelope.decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+            raise InvalidRequest(f"no request {{id, method, params}}: {_clean(str(error)):.300}") from None
+        return envelope.id, envelope.method, envelope.params
+
+    def decode_params(self, method: str, params: Raw) -> Any:
+        """The params of a method that exists.
+
+        Raises:
+            InvalidRequest: Saying which of them is wrong; InvalidEpisode or InvalidVector where it is one.
+        """
+        try:
+            return self._params[method].decode(params if memoryview(params).nbytes else self._encode({}))
+        except msgspec.ValidationError as error:
+            raise _invalid(method, error) from None
+        except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+            raise InvalidRequest(f"{method}: {_clean(str(error)):.300}") from None
+
+    def decode_answer(self, data: bytes) -> tuple[int | None, Raw, Fault | None, bool]:
+        """The id, the result (still as bytes), the fault and `more` of an answer.
+
+        Raises:
+            InvalidRequest: If it is none.
+        """
+        try:
+            reply = self._reply.decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+            raise InvalidRequest(f"this is no answer of a hub: {_clean(str(error)):.300}") from None
+        return reply.id, reply.result, reply.fault, reply.more
+
+    def decode_result(self, method: str, result: Raw) -> Any:
+        """The typed result of a method.
+
+        Raises:
+            InvalidRequest: If it is not of that type.
+        """
+        try:
+            return self._results[method].decode(result)
+        except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+            raise InvalidRequest(f"this is no result of {method}: {_clean(str(error)):.300}") from None
+
+
+def _encode_vector(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.astype("<f2", copy=False).tobytes()
+    raise TypeError(f"no {type(value).__name__} travels on the wire")
+
+
+def _decode_vector(_type: Any, value: Any) -> Any:
+    # Only made an array here: Episode and Hub.recall check it, with the same errors as without a wire. The
+    # copies are writeable, which marks them as unchecked.
+    if isinstance(value, str):
+        value = base64.b64decode(value, validate=True)
+    if isinstance(value, bytes):
+        return np.frombuffer(value, dtype="<f2").copy()
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+        raise TypeError("a vector is float16 bytes (in JSON: base64) or a list of numbers")
+    with np.errstate(over="ignore"):
+        return np.array(value, dtype=np.float16)
+
+
+_IN_EPISODE = re.compile(r"\$\.episodes\[\d+\](?:\.(\w+))?")
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+def _invalid(method: str, error: msgspec.ValidationError) -> InvalidRequest:
+    message = f"{method}: {_clean(str(error)):.500}"
+    cause = error.__cause__
+    if isinstance(cause, InvalidRequest):
+        return type(cause)(message, **cause.details)
+    missing = _MISSING.search(message)
+    place = _IN_EPISODE.search(message)
+    if place:
+        return InvalidEpisode(message, field=place[1] or (missing[1] if missing else ""))
+    return InvalidRequest(message, **({"field": missing[1]} if missing else {}))
+
+
+def _clean(text: str) -> str:
+    # What an error quotes may hold lone surrogates, and those can not be sent.
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+MSGPACK = Format("fedlab.v1.msgpack", msgspec.msgpack.Encoder(enc_hook=_encode_vector), msgspec.msgpack, text=False)
+JSON = Format("fedlab.v1.json", msgspec.json.Encoder(enc_hook=_encode_vector), msgspec.json, text=True)
+FORMATS: dict[str, Format[Any]] = {form.subprotocol: form for form in (MSGPACK, JSON)}
+"""By subprotocol, the preferred first."""
+
+
+def to_page(frame: pl.DataFrame) -> Page:
+    """Rows of a frame as data."""
+    return Page(frame.to_dict(as_series=False), {name: str(kind) for name, kind in frame.schema.items()})
+
+
+def to_frame(pages: list[Page]) -> pl.DataFrame:
+    """The frame of which these are the pages.
+
+    Raises:
+        InvalidRequest: On a column of a type that no frame of a hub has.
+    """
+    import polars as pl  # imported when the first frame is asked for
+
+    known = {str(kind): kind for kind in (pl.String, pl.Int64, pl.Float64, pl.Boolean)}
+    try:
+        frames = [pl.DataFrame(page.columns, {n: known[kind] for n, kind in page.types.items()}) for page in pages]
+    except (KeyError, pl.exceptions.PolarsError, TypeError) as error:
+        raise InvalidRequest(f"this is no frame of a hub: {error}") from None
+    return pl.concat(frames)
