@@ -112,7 +112,7 @@ def _create_key(path: Path) -> None:
         temporary.unlink()
 
 
-def make_token(  # noqa: PLR0917 - in the order of the claims
+def make_token(
     key: bytes, hub_id: str, tenant_id: str | None, role: Role, agent_id: str | None = None, expires_in: float = 3600.0
 ) -> str:
     """A signed token.

@@ -1,0 +1,202 @@
+"""`Session`: one agent's dealings with its hub. It recalls, pushes and pulls, and keeps the agent's RAM in step.
+
+It knows nothing of lifetimes: when an agent may ask is decided in `agent.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedlab.agent.memory import LocalMemory
+from fedlab.agent.transport import batches
+from fedlab.agent.values import SyncReport
+from fedlab.errors import HubUnavailable, IdConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    import numpy.typing as npt
+
+    from fedlab.clock import Clock
+    from fedlab.episode import Memory, Vector
+    from fedlab.hub.values import Ending, HubInfo
+    from fedlab.net import HubConnection
+    from fedlab.recall import Filter, RecallPolicy
+
+AWAY = 5.0
+"""Seconds (of real time) for which recalls do not wait for a hub that was away a moment ago."""
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """What an agent knows of its hub, and the hub of it.
+
+    Args:
+        connection: To the hub.
+        owned: Whether to close the connection at the end.
+        info: What the hub said of itself before the agent was spawned; the log is known up to its seq.
+        tenant_id: The agent's tenant.
+        agent_id: The agent.
+        clock: Tells the age of what the hub has not dated yet.
+        pull_limit: Most new episodes of others that one sync brings.
+    """
+
+    def __init__(
+        self,
+        connection: HubConnection,
+        owned: bool,
+        info: HubInfo,
+        tenant_id: str,
+        agent_id: str,
+        clock: Clock,
+        pull_limit: int,
+    ) -> None:
+        self.name = f"{tenant_id}/{agent_id}"
+        self.memory = LocalMemory(info.dimension)
+        self._hub = connection
+        self._owned = owned
+        self._info = info
+        self._tenant_id = tenant_id
+        self._agent_id = agent_id
+        self._clock = clock
+        self._pull_limit = pull_limit
+        self._seq = info.seq
+        self._lock = asyncio.Lock()
+        self._away_until = -math.inf
+        self._closed = False
+
+    async def recall(
+        self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter
+    ) -> list[Memory]:
+        """The k best memories of hub and RAM together; of RAM alone while the hub is away."""
+        try:
+            if asyncio.get_running_loop().time() < self._away_until:
+                raise HubUnavailable("the hub was away a moment ago")
+            return await self._ask_hub(question, k, policy, where)
+        except HubUnavailable as error:
+            self._note_away(error)
+        vector = await self._vector_of(question, self._embed_here)
+        return self.memory.search(vector, k, policy, where, self._clock.now())
+
+    async def _ask_hub(
+        self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter
+    ) -> list[Memory]:
+        own: list[Memory] = []
+        if self.memory.waiting:
+            # Before the hub is asked: what is pushed meanwhile is found in either place, or in both.
+            question = await self._vector_of(question, self._hub.embed, unsynced=True)
+            own = self.memory.search(question, k, policy, where, self._clock.now(), unsynced=True)
+        filters = {name: getattr(where, name) for name in where.__struct_fields__}
+        recalled = await self._hub.recall(
+            self._tenant_id, question, k, policy=policy, vectors=True, **filters
+        )
+        self._away_until = -math.inf
+        if self._closed:
+            return []
+        found = [memory for memory in recalled if not self.memory.is_forgotten(memory.episode.id)]
+        self.memory.hold(memory.episode for memory in found)
+        known = {memory.episode.id for memory in found}
+        own = [memory for memory in own if memory.episode.id not in known]
+        if not own:
+            return found
+        # The sort is stable: what the hub ranks equal stays in its order.
+        merged = sorted(
+            own + found, key=lambda memory: (-memory.score, -self.memory.created_at(memory.episode))
+        )
+        return merged[:k]
+
+    async def _vector_of(
+        self,
+        question: str | Vector | None,
+        embed: Callable[[Sequence[str]], Awaitable[npt.NDArray[Any]]],
+        *,
+        unsynced: bool = False,
+    ) -> Vector | None:
+        """The question's vector; on the way, RAM learns the vectors of episodes that have none."""
+        if question is None:
+            return None
+        while True:  # episodes may be stored while texts are embedded
+            texts = self.memory.missing(unsynced=unsynced)
+            if isinstance(question, str) and self.memory.vector_of(question) is None:
+                texts = list(dict.fromkeys([question, *texts]))
+            if not texts:
+                return self.memory.vector_of(question) if isinstance(question, str) else question
+            self.memory.learn(texts, await embed(texts))
+
+    async def _embed_here(self, texts: Sequence[str]) -> npt.NDArray[Any]:
+        """Vectors of texts by the hub's embedder, loaded in this process."""
+        from fedlab.embedding import get_embedder
+
+        def embed() -> npt.NDArray[Any]:
+            return np.asarray(get_embedder(self._info.embedder).embed(texts))
+
+        try:
+            return await asyncio.to_thread(embed)
+        except Exception as error:
+            raise HubUnavailable(
+                f"the hub is away and its embedder {self._info.embedder!r} cannot be used here ({error}):"
+                " query with a vector, and store episodes with theirs"
+            ) from error
+
+    async def sync(self, ending: Ending | None = None) -> SyncReport:
+        """Push and pull, one sync at a time.
+
+        With `ending`, the last push ends the life, and what conflicts stays unsynced instead of being raised.
+        """
+        pushed = pulled = forgotten = 0
+        refused: set[str] = set()
+        async with self._lock:
+            while True:
+                waiting = [each for each in self.memory.unsynced if each.id not in refused]
+                batch = next(batches(waiting), [])
+                last = len(batch) == len(waiting)
+                try:
+                    delta = await self._hub.sync_agent(
+                        self._tenant_id,
+                        self._agent_id,
+                        batch,
+                        after=self._seq,
+                        limit=self._pull_limit,
+                        ending=ending if last else None,
+                    )
+                except IdConflict as conflict:
+                    concerned = set(conflict.ids) & {each.id for each in batch}
+                    if conflict.forgotten and concerned:
+                        forgotten += self.memory.release(concerned)
+                    elif ending and concerned:
+                        refused |= concerned
+                    else:
+                        raise
+                    continue
+                except HubUnavailable as error:
+                    self._note_away(error)
+                    raise
+                self._away_until = -math.inf
+                self._seq = max(self._seq, delta.seq)
+                pushed += self.memory.confirm(each.id for each in batch)
+                pulled += self.memory.hold(delta.stored)
+                forgotten += self.memory.release(delta.forgotten)
+                if last:
+                    return SyncReport(pushed=pushed, pulled=pulled, forgotten=forgotten, seq=self._seq)
+
+    def free(self) -> None:
+        """Empty the RAM, for good."""
+        self._closed = True
+        self.memory.clear()
+
+    async def close(self) -> None:
+        """Let go of the connection, if it is the agent's own."""
+        if self._owned:
+            await self._hub.close()
+
+    def _note_away(self, error: HubUnavailable) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._away_until:
+            log.info("agent %s goes on without its hub: %s", self.name, error)
+            self._away_until = now + AWAY

@@ -1,0 +1,44 @@
+"""What every test may use: episodes that are quick to write, and a hub that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlab import Episode, Hub
+
+MakeEpisode = Callable[..., Episode]
+
+
+@pytest.fixture
+def episode() -> MakeEpisode:
+    """`episode(7)` makes an episode that differs from `episode(8)`; keywords change its fields."""
+
+    def make(number: int = 0, **fields: object) -> Episode:
+        values: dict[str, object] = {
+            "tenant_id": "acme",
+            "agent_id": "agent-1",
+            "task": f"task {number % 5}",
+            "input": f"input {number}",
+            "output": f"output {number}",
+            "reward": number % 10 / 10,
+        }
+        return Episode(**(values | fields))
+
+    return make
+
+
+@pytest.fixture
+def vector() -> Callable[[int], np.ndarray]:
+    """`vector(7)`: a direction that depends on the number alone."""
+    return lambda number: np.random.default_rng(number).normal(size=384).astype(np.float32)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """An empty hub in a real directory."""
+    with Hub(tmp_path / "hub", embedder="hashing") as hub:
+        yield hub
