@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from fedlab.hub.values import Ending, HubInfo
     from fedlab.net import HubConnection
     from fedlab.recall import Filter, RecallPolicy
-
-AWAY = 5.0
-"""Seconds (of real time) for which recalls do not wait for a hub that was away a moment ago."""
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +64,14 @@ class Session:
         self._pull_limit = pull_limit
         self._seq = info.seq
         self._lock = asyncio.Lock()
-        self._away_until = -math.inf
         self._closed = False
 
-    async def recall(
-        self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter
-    ) -> list[Memory]:
+    async def recall(self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter) -> list[Memory]:
         """The k best memories of hub and RAM together; of RAM alone while the hub is away."""
         try:
-            if asyncio.get_running_loop().time() < self._away_until:
-                raise HubUnavailable("the hub was away a moment ago")
             return await self._ask_hub(question, k, policy, where)
         except HubUnavailable as error:
-            self._note_away(error)
+            log.info("agent %s searches its RAM alone: %s", self.name, error)
         vector = await self._vector_of(question, self._embed_here)
         return self.memory.search(vector, k, policy, where, self._clock.now())
 
@@ -93,10 +84,7 @@ class Session:
             question = await self._vector_of(question, self._hub.embed, unsynced=True)
             own = self.memory.search(question, k, policy, where, self._clock.now(), unsynced=True)
         filters = {name: getattr(where, name) for name in where.__struct_fields__}
-        recalled = await self._hub.recall(
-            self._tenant_id, question, k, policy=policy, vectors=True, **filters
-        )
-        self._away_until = -math.inf
+        recalled = await self._hub.recall(self._tenant_id, question, k, policy=policy, vectors=True, **filters)
         if self._closed:
             return []
         found = [memory for memory in recalled if not self.memory.is_forgotten(memory.episode.id)]
@@ -106,9 +94,7 @@ class Session:
         if not own:
             return found
         # The sort is stable: what the hub ranks equal stays in its order.
-        merged = sorted(
-            own + found, key=lambda memory: (-memory.score, -self.memory.created_at(memory.episode))
-        )
+        merged = sorted(own + found, key=lambda memory: (-memory.score, -self.memory.created_at(memory.episode)))
         return merged[:k]
 
     async def _vector_of(
@@ -174,10 +160,6 @@ class Session:
                     else:
                         raise
                     continue
-                except HubUnavailable as error:
-                    self._note_away(error)
-                    raise
-                self._away_until = -math.inf
                 self._seq = max(self._seq, delta.seq)
                 pushed += self.memory.confirm(each.id for each in batch)
                 pulled += self.memory.hold(delta.stored)
@@ -194,9 +176,3 @@ class Session:
         """Let go of the connection, if it is the agent's own."""
         if self._owned:
             await self._hub.close()
-
-    def _note_away(self, error: HubUnavailable) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self._away_until:
-            log.info("agent %s goes on without its hub: %s", self.name, error)
-            self._away_until = now + AWAY

@@ -52,12 +52,15 @@ def read_spool(path: str | os.PathLike[str]) -> tuple[list[Episode], list[bytes]
     """The episodes of a spool file, and the lines that hold none."""
     episodes: list[Episode] = []
     damaged: list[bytes] = []
-    for line in Path(path).read_bytes().splitlines():
+    file = Path(path)
+    for line in file.read_bytes().split(b"\n") if file.exists() else ():
+        if not line.strip():
+            continue
         try:
             episodes.append(_decoder.decode(line))
         except (msgspec.DecodeError, InvalidRequest, ValueError):
             damaged.append(line)
-    return episodes, [line for line in damaged if line.strip()]
+    return episodes, damaged
 
 
 async def push_spool(path: str | os.PathLike[str], hub: str | Hub | HubConnection, token: str | None = None) -> int:
@@ -79,11 +82,11 @@ async def push_spool(path: str | os.PathLike[str], hub: str | Hub | HubConnectio
         HubUnavailable: If the hub is away; the file is as it was.
     """
     file = Path(path)
-    if not file.exists():
-        return 0
     with _lock(file):
         episodes, damaged = read_spool(file)
-    connection, own = await open_connection(hub, token)
+    if not episodes and not damaged:
+        return 0
+    connection, own = open_connection(hub, token)
     try:
         refused, problem = await _push(connection, episodes)
     finally:
@@ -104,7 +107,8 @@ async def _push(connection: HubConnection, episodes: list[Episode]) -> tuple[lis
     """Put episodes; returns those that the hub refused, and why."""
     refused: list[Episode] = []
     problem: FedlabError | None = None
-    for batch in batches(episodes):
+    for each in batches(episodes):
+        batch = each
         while batch:
             try:
                 await connection.put(batch)
@@ -149,7 +153,7 @@ def _to_json(value: Any) -> str:
     raise NotImplementedError(f"{type(value).__name__} has no JSON form")
 
 
-def _from_json(kind: Any, value: Any) -> Any:
+def _from_json(_kind: Any, value: Any) -> Any:
     return base64.b64decode(value)  # Episode makes the vector of the bytes, and checks it
 
 

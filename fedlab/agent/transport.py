@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
     from fedlab.episode import Episode
     from fedlab.hub import Hub
-    from fedlab.net import HubConnection
+    from fedlab.net import HubConnection, Role
 
 BATCH_EPISODES = 500
 BATCH_BYTES = 1 << 20
 """A message ends before it grows over this; an episode that is larger travels alone."""
 
 
-async def open_connection(
+def open_connection(
     hub: str | Hub | HubConnection, token: str | None = None, tenant_id: str | None = None, agent_id: str | None = None
 ) -> tuple[HubConnection, bool]:
-    """A connection to a hub, and whether the caller has to close it.
+    """A connection to a hub, which reaches out when it is first used, and whether the caller has to close it.
 
     Args:
-        hub: A URL, a `Hub`, or an open connection, which stays the property of whoever opened it.
+        hub: A URL, a `Hub`, or an open connection, which stays with whoever opened it.
         token: For a URL.
         tenant_id: For whom a token is made where the hub's key can be found.
         agent_id: The same; the token then allows what this agent may do, and without it what an admin may.
@@ -42,13 +42,12 @@ async def open_connection(
     if isinstance(hub, str):
         from fedlab.net import connect
 
-        role = "admin" if agent_id is None else "agent"
-        connection = connect(hub, token, tenant_id=tenant_id, agent_id=agent_id, role=role)
-        return await connection.__aenter__(), True
+        role: Role = "admin" if agent_id is None else "agent"
+        return connect(hub, token, tenant_id=tenant_id, agent_id=agent_id, role=role), True
     if hasattr(hub, "put_soon"):
         from fedlab.net import connect
 
-        return connect(hub), False
+        return connect(hub), True
     if hasattr(hub, "subscribe"):
         return hub, False
     raise InvalidRequest(f"hub is a URL, a Hub or an open connection, not {type(hub).__name__}", field="hub")

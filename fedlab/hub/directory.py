@@ -108,7 +108,7 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
     try:
         existed = path.exists() and path.stat().st_size > 0
         engine = schema.open_engine(path, durability, writer=True)
-        with engine.begin() as connection:
+        with schema.begin(engine, "IMMEDIATE") as connection:
             if not existed:
                 schema.metadata.create_all(connection)
             tables = set(sa.inspect(connection).get_table_names())
@@ -123,7 +123,7 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
 
 def read_identity(engine: sa.Engine) -> dict[str, str]:
     """The rows of `meta`; empty for a hub that was just made."""
-    with engine.begin() as connection:
+    with schema.begin(engine) as connection:
         return {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
 
 
@@ -136,7 +136,7 @@ def write_identity(engine: sa.Engine, embedder: Embedder) -> dict[str, str]:
         "embedder": embedder.name,
         "dimension": str(embedder.dimension),
     }
-    with engine.begin() as connection:
+    with schema.begin(engine, "IMMEDIATE") as connection:
         connection.execute(sa.insert(schema.meta), [{"key": key, "value": value} for key, value in values.items()])
     return values
 
@@ -169,7 +169,7 @@ def read_head(engine: sa.Engine, path: Path) -> Head:
         CorruptHub: If the last row does not follow from the one before.
     """
     query = sa.select(schema.changes).order_by(schema.changes.c.seq.desc()).limit(2)
-    with engine.begin() as connection:
+    with schema.begin(engine) as connection:
         rows = [tuple(row) for row in connection.execute(query)]
     if not rows:
         return Head(0, b"")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,11 +13,13 @@ import sqlalchemy as sa
 from fedlab.clock import SystemClock
 from fedlab.embedding import EmbeddingService, get_embedder
 from fedlab.episode import Episode, Memory, check_name, to_vector
-from fedlab.errors import HubUnavailable, InvalidRequest, QuotaExceeded, UnknownTenant
-from fedlab.hub import operations, reading, schema
+from fedlab.errors import HubUnavailable, InvalidRequest, UnknownTenant
+from fedlab.hub import forgetting, operations, reading, schema
 from fedlab.hub import verify as verifying
 from fedlab.hub.directory import Directory, check_identity, open_database, read_head, read_identity, write_identity
+from fedlab.hub.futures import done, then
 from fedlab.hub.indexes import Indexes
+from fedlab.hub.leases import Leases
 from fedlab.hub.values import (
     AgentRecord,
     Change,
@@ -32,10 +33,11 @@ from fedlab.hub.values import (
 )
 from fedlab.hub.writer import Writer
 from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_k
-from fedlab.retention import KeepForever, RetentionPolicy
+from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
     from datetime import datetime
     from pathlib import Path
     from types import TracebackType
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
 
 MAX_LIFETIME = 10 * 365 * 86_400.0
 """Longest lifetime of an agent in seconds, whatever it asks for."""
-RETENTION_BATCH = 500
-"""Episodes forgotten in one transaction: about 10 ms of the writer."""
 
 
 class Hub:
@@ -94,12 +94,9 @@ class Hub:
         lease: float = 30.0,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
-        self.max_agents_per_tenant = max_agents_per_tenant
-        self.lease = lease
         self._directory = Directory(path)
         self.path = self._directory.path
         self._listeners: list[Callable[[int], object]] = []
-        self._leases: dict[tuple[str, str], int] = {}
         self._changed_at: dict[str, int] = {}
         self._closing = threading.Lock()
         self.closed = False
@@ -116,7 +113,7 @@ class Hub:
             self._embedding = EmbeddingService(self.embedder, self.path / "embeddings.db")
             undo.callback(self._embedding.close)
             self._indexes = Indexes(self._read_engine, self.path / "index", self._identity["embedder"], self.dimension)
-            self._start()
+            self._start(lease, max_agents_per_tenant)
             undo.pop_all()
 
     def _identify(self, embedder: Embedder | str | None) -> dict[str, str]:
@@ -126,22 +123,16 @@ class Hub:
         self.embedder: Embedder = get_embedder(held["embedder"] if held and embedder is None else embedder)
         return held or write_identity(self._write_engine, self.embedder)
 
-    def _start(self) -> None:
+    def _start(self, lease: float, max_agents_per_tenant: int) -> None:
         head = read_head(self._write_engine, self._directory.database)
         with self._reading() as connection:
             self._tenants: set[str] = set(connection.scalars(sa.select(schema.tenants.c.tenant_id)))
-            alive = connection.execute(
-                sa.select(schema.agents.c.tenant_id, schema.agents.c.agent_id, schema.agents.c.expires_at).where(
-                    schema.agents.c.status == "alive"
-                )
-            ).all()
-        # No connection of theirs outlived the last process: each has the time of a lease to come back.
-        until = self.clock.now() + round(self.lease * 1000)
-        self._leases = {(row.tenant_id, row.agent_id): until for row in alive}
+            alive = reading.living_agents(connection)
+        self._leases = Leases(self.clock, lease, max_agents_per_tenant, alive)
         self._writer = Writer(self._write_engine, self.clock, head, self._tenants, self._committed)
         if head.seq == 0:
             hub_id = self._identity["hub_id"]
-            self._writer.submit(lambda tx: tx.log("hub_created", "", hub_id, "hub")).result()
+            self._writer.run(lambda tx: tx.log("hub_created", "", hub_id, "hub"))
 
     # --- episodes ------------------------------------------------------------------------------------------
 
@@ -161,13 +152,17 @@ class Hub:
             IdConflict: If an id was stored with other content, or was stored and forgotten.
             InvalidVector: If a vector has another dimension than the hub's.
         """
-        return self.put_soon(episodes, actor=actor).result()
+        batch = self._checked(episodes)
+        if any(episode.vector is None for episode in batch):
+            return self.put_soon(batch, actor=actor).result()
+        vectors = [episode.vector for episode in batch if episode.vector is not None]
+        return self._writer.run(lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch))
 
     def put_soon(self, episodes: Episode | Sequence[Episode], *, actor: str = "local") -> Future[int]:
         """As `put`, at once: the future is done when the episodes are durable."""
         batch = self._checked(episodes)
         if not batch:
-            return _done(self._writer.head.seq)
+            return done(self._writer.head.seq)
         return self._embedded(
             batch,
             lambda vectors: self._writer.submit(
@@ -248,9 +243,9 @@ class Hub:
         if not isinstance(reason, str) or not reason.strip():
             raise InvalidRequest("forgetting needs a reason: it is all that the log keeps", field="reason")
         wanted = list(ids)
-        return self._writer.submit(
+        return self._writer.run(
             lambda tx: operations.forget(tx, tenant_id, wanted, reason=reason, actor=actor), len(wanted) + 1
-        ).result()
+        )
 
     # --- agents --------------------------------------------------------------------------------------------
 
@@ -281,26 +276,18 @@ class Hub:
         number = isinstance(lifetime, (int, float)) and not isinstance(lifetime, bool)
         if not number or not 0 < lifetime <= MAX_LIFETIME:
             raise InvalidRequest(f"lifetime is a positive number of seconds, not {lifetime!r:.40}", field="lifetime")
-        alive = sum(1 for tenant, _ in list(self._leases) if tenant == tenant_id) if self._crowded else 0
-        if alive >= self.max_agents_per_tenant and (tenant_id, agent_id) not in self._leases:
-            raise QuotaExceeded(
-                f"tenant {tenant_id!r} has {alive:,} living agents, as many as max_agents_per_tenant allows"
+        self._leases.check_room(tenant_id, agent_id)
+
+        def granted(record: AgentRecord) -> Future[AgentRecord]:
+            self._leases.grant(tenant_id, agent_id, record.expires_at)
+            return done(record)
+
+        committed = self._writer.submit(
+            lambda tx: operations.spawn(
+                tx, tenant_id, agent_id, lifetime_ms=round(lifetime * 1000), resume=resume, actor=actor or agent_id
             )
-        milliseconds = round(lifetime * 1000)
-        grace = round(self.lease * 1000)
-
-        def spawn(tx: Transaction) -> AgentRecord:
-            record = operations.spawn(
-                tx, tenant_id, agent_id, lifetime_ms=milliseconds, resume=resume, actor=actor or agent_id
-            )
-            self._leases[tenant_id, agent_id] = record.expires_at + grace
-            return record
-
-        return self._writer.submit(spawn)
-
-    @property
-    def _crowded(self) -> bool:
-        return len(self._leases) >= self.max_agents_per_tenant
+        )
+        return then(committed, granted)
 
     def sync_agent(
         self,
@@ -346,47 +333,45 @@ class Hub:
         if foreign:
             raise InvalidRequest(f"agent {agent_id!r} of {tenant_id!r} pushed an episode of {min(foreign)!r}")
         if not batch and not ending and not recalled:
-            return _done(self._delta(tenant_id, agent_id, after, limit))
+            return done(self._delta(tenant_id, agent_id, after, limit))
 
-        def sync(tx: Transaction, vectors: list[Vector]) -> int:
-            before = self._changed_at.get(tenant_id, tx.head.seq)
+        def sync(tx: Transaction, vectors: list[Vector]) -> Delta | None:
+            quiet = tenant_id not in tx.touched and after >= self._changed_at.get(tenant_id, tx.head.seq)
             operations.put(tx, batch, vectors, agent_id)
             operations.count_sync(tx, tenant_id, agent_id, pushed=len(batch), pulled=recalled)
             if ending is not None:
                 operations.end(tx, tenant_id, agent_id, ending, actor=agent_id)
-                self._leases.pop((tenant_id, agent_id), None)
-            # Nothing but this push is new: there is nothing to tell, and no need to read.
-            return tx.head.seq if ending is not None or after >= before else 0
+            # Where nothing but this push is new there is nothing to tell, and no need to read.
+            return Delta(seq=tx.head.seq, stored=[], forgotten=[]) if quiet or ending else None
 
-        def answer(seq: int) -> Delta:
-            if seq:
-                return Delta(seq=seq, stored=[], forgotten=[])
-            return self._delta(tenant_id, agent_id, after, limit)
+        def answer(nothing_new: Delta | None) -> Future[Delta]:
+            if ending is not None:
+                self._leases.end(tenant_id, agent_id)
+            return done(nothing_new or self._delta(tenant_id, agent_id, after, limit))
 
         committed = self._embedded(
             batch, lambda vectors: self._writer.submit(lambda tx: sync(tx, vectors), weight=len(batch) + 1)
         )
-        return _then(committed, answer)
+        return then(committed, answer)
 
     def release_agent(self, tenant_id: str, agent_id: str) -> None:
         """The agent's connection is gone: from now on its lease runs."""
-        if (tenant_id, agent_id) in self._leases:
-            self._leases[tenant_id, agent_id] = self.clock.now() + round(self.lease * 1000)
+        self._leases.release(tenant_id, agent_id)
 
     def expire_leases(self) -> list[AgentRecord]:
         """Mark agents whose lease has ended as crashed; returns them."""
-        now = self.clock.now()
-        over = [key for key, until in list(self._leases.items()) if until <= now]
-        if not over:
+        if not self._leases.over():
             return []
 
         def expire(tx: Transaction) -> list[AgentRecord]:
-            ended = [operations.end(tx, *key, "crashed", actor="hub") for key in over]
-            for key in over:
-                self._leases.pop(key, None)
+            # Looked up again: an agent may have come back while this waited for its turn.
+            ended = [operations.end(tx, *key, "crashed", actor="hub") for key in self._leases.over()]
             return [record for record in ended if record is not None]
 
-        return self._writer.submit(expire, weight=len(over)).result()
+        crashed = self._writer.run(expire)
+        for record in crashed:
+            self._leases.end(record.tenant_id, record.agent_id)
+        return crashed
 
     # --- frames --------------------------------------------------------------------------------------------
 
@@ -463,27 +448,21 @@ class Hub:
         check_name(tenant_id, "tenant_id")
         if not isinstance(policy, RetentionPolicy):
             raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
-        return self._writer.submit(
+        return self._writer.run(
             lambda tx: operations.set_retention(tx, tenant_id, policy.to_json(), str(policy), actor=actor)
-        ).result()
+        )
 
     def retention(self, tenant_id: str) -> RetentionPolicy:
         """A tenant's retention policy; `KeepForever` unless another was set."""
         self._require(tenant_id)
-        query = sa.select(schema.tenants.c.retention).where(schema.tenants.c.tenant_id == tenant_id)
         with self._reading() as connection:
-            held = connection.scalar(query)
-        return KeepForever() if held is None else RetentionPolicy.from_json(held)
+            return forgetting.read_policy(connection, tenant_id)
 
     def preview_retention(self, tenant_id: str, policy: RetentionPolicy) -> RetentionPreview:
         """How many episodes a policy would remove now; changes nothing."""
         self._require(tenant_id)
-        own = schema.episodes.c.tenant_id == tenant_id
-        count = sa.select(sa.func.count()).select_from(schema.episodes)
         with self._reading() as connection:
-            total = connection.scalar(count.where(own)) or 0
-            removed = connection.scalar(count.where(own, policy.condemned(tenant_id, self.clock.now()))) or 0
-        return RetentionPreview(tenant_id=tenant_id, policy=str(policy), removed=removed, kept=total - removed)
+            return forgetting.preview(connection, tenant_id, policy, self.clock.now())
 
     def apply_retention(self, tenant_id: str | None = None) -> RetentionReport:
         """Apply the stored policies of one tenant, or of all, in small transactions.
@@ -491,25 +470,15 @@ class Hub:
         What is removed is decided once, at the start: an episode stored afterwards is never removed by
         this call.
         """
+        if tenant_id is not None:
+            self._require(tenant_id)
         removed = {}
         for each in [tenant_id] if tenant_id is not None else sorted(self._tenants):
-            removed[each] = self._apply(each, self.retention(each))
+            with self._reading() as connection:
+                policy = forgetting.read_policy(connection, each)
+                going = forgetting.condemned(connection, each, policy, self.clock.now())
+            removed[each] = forgetting.remove(self._writer, each, going, policy)
         return RetentionReport(removed=removed, seq=self._writer.head.seq)
-
-    def _apply(self, tenant_id: str, policy: RetentionPolicy) -> int:
-        if isinstance(policy, KeepForever):
-            return 0
-        query = sa.select(schema.episodes.c.uid).where(
-            schema.episodes.c.tenant_id == tenant_id, policy.condemned(tenant_id, self.clock.now())
-        )
-        with self._reading() as connection:
-            going = list(connection.scalars(query))
-        reason = f"retention: {policy}"
-        removed = 0
-        for start in range(0, len(going), RETENTION_BATCH):
-            part = going[start : start + RETENTION_BATCH]
-            removed += self.forget(tenant_id, part, reason=reason, actor="retention")
-        return removed
 
     # --- the hub itself ------------------------------------------------------------------------------------
 
@@ -582,8 +551,7 @@ class Hub:
     def _committed(self, tx: Transaction) -> None:
         """Feed the consumers of the log; in the writer thread, before anyone is answered."""
         self._indexes.apply(tx.events)
-        for event in tx.events:
-            self._changed_at[event.tenant_id] = tx.head.seq
+        self._changed_at.update(dict.fromkeys(tx.touched, tx.head.seq))
         for listener in self._listeners:
             listener(tx.head.seq)
 
@@ -607,7 +575,7 @@ class Hub:
             fresh = iter(made)
             return submit([next(fresh) if each.vector is None else each.vector for each in batch])
 
-        return _chain(self._embedding.submit(missing), complete)
+        return then(self._embedding.submit(missing), complete)
 
     def _query_vector(
         self, query: str | Sequence[float] | npt.NDArray[Any] | None, policy: RecallPolicy
@@ -629,7 +597,7 @@ class Hub:
     def _reading(self) -> Iterator[sa.Connection]:
         """A connection that sees one moment of the database."""
         self._require_open()
-        with self._read_engine.begin() as connection:
+        with schema.begin(self._read_engine) as connection:
             yield connection
 
     def _require_open(self) -> None:
@@ -643,34 +611,3 @@ class Hub:
             raise UnknownTenant(
                 f"nothing was ever stored for tenant {tenant_id!r}: is the name spelled right?", tenant_id=tenant_id
             )
-
-
-def _done(value: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(value)
-    return future
-
-
-def _then(first: Future[Any], step: Callable[[Any], Any]) -> Future[Any]:
-    """A future of `step` applied to the first one's result."""
-    return _chain(first, lambda value: _done(step(value)))
-
-
-def _chain(first: Future[Any], step: Callable[[Any], Future[Any]]) -> Future[Any]:
-    """A future of the future that `step` makes of the first one's result."""
-    result: Future[Any] = Future()
-
-    def second_done(second: Future[Any]) -> None:
-        if error := second.exception():
-            result.set_exception(error)
-        else:
-            result.set_result(second.result())
-
-    def first_done(done: Future[Any]) -> None:
-        try:
-            step(done.result()).add_done_callback(second_done)
-        except Exception as error:  # it belongs to whoever waits for the result
-            result.set_exception(error)
-
-    first.add_done_callback(first_done)
-    return result

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from fedlab.errors import HubUnavailable
 from fedlab.hub.index import EXACT, TAIL, TenantIndex
 from fedlab.hub.log import Forgotten, Stored, unpack_vector
-from fedlab.hub.schema import changes, episodes, vectors
+from fedlab.hub.schema import begin, changes, episodes, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ class Indexes:
         with slot.lock:
             slot.pending = []
         try:
-            with self._engine.begin() as connection:
+            with begin(self._engine) as connection:
                 seq = connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
                 fresh = self._from_snapshot(connection, tenant_id) if use_snapshot else None
                 if fresh is None:

@@ -132,6 +132,7 @@ class Transaction:
     careful: bool = False
     new_tenants: set[str] = field(default_factory=set)
     events: list[Stored | Forgotten] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
     _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
 
     def log(
@@ -165,17 +166,24 @@ class Transaction:
         self._add("vectors", (seq, packed, of_vector))
         for position, source in enumerate(episode.sources):
             self._add("sources", (seq, position, source))
-        self.events.append(
-            Stored(episode.tenant_id, seq, episode.reward, created_at, episode.task, episode.agent_id, vector)
-        )
+        self.note(Stored(episode.tenant_id, seq, episode.reward, created_at, episode.task, episode.agent_id, vector))
         return seq
+
+    def note(self, event: Stored | Forgotten) -> None:
+        """Tell the consumers of the log about this when it is committed."""
+        self.events.append(event)
+        self.touched.add(event.tenant_id)
 
     def flush(self) -> None:
         """Write the gathered rows, in the order that foreign keys need."""
+        if not self._rows:
+            return
+        # Straight to the driver: for one row, SQLAlchemy's way to executemany takes longer than SQLite.
+        cursor = self.connection.connection.cursor()
         for name, statement in zip(self.inserts._fields, self.inserts, strict=True):
-            rows = self._rows.pop(name, None)
-            if rows:
-                self.connection.exec_driver_sql(statement, rows)
+            if rows := self._rows.pop(name, None):
+                cursor.executemany(statement, rows)
+        cursor.close()
 
     def _add(self, table: str, row: tuple[Any, ...]) -> None:
         rows = self._rows.get(table)

@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import IdConflict
-from fedlab.hub.log import Forgotten, content_of, episode_hash, unpack_vector, vector_hash
+from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, changes, episodes, tenants, vectors
 from fedlab.hub.values import AgentRecord
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fedlab.episode import Episode, Vector
-    from fedlab.hub.log import Transaction
     from fedlab.hub.values import Ending
 
 _PARAMETERS = 500
@@ -136,7 +135,7 @@ def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: st
     for uid in going:
         tx.log("episode_forgotten", tenant_id, uid, actor, reason)
     if numbers:
-        tx.events.append(Forgotten(tenant_id, numbers))
+        tx.note(Forgotten(tenant_id, numbers))
 
 
 def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, resume: bool, actor: str) -> AgentRecord:

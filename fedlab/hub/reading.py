@@ -182,6 +182,12 @@ def agents_frame(connection: sa.Connection, tenant_id: str | None, status: str |
     return _frame(connection, query)
 
 
+def living_agents(connection: sa.Connection) -> list[tuple[str, str]]:
+    """Tenant and agent of every life that has not ended."""
+    query = sa.select(agents.c.tenant_id, agents.c.agent_id).where(agents.c.status == "alive")
+    return [(row.tenant_id, row.agent_id) for row in connection.execute(query)]
+
+
 def tenants_frame(connection: sa.Connection) -> pl.DataFrame:
     """The tenants with their numbers, by name."""
     live = sa.select(episodes.c.tenant_id, sa.func.count().label("episodes")).group_by(episodes.c.tenant_id).subquery()

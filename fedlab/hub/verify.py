@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from fedlab.hub.index import unit
 from fedlab.hub.log import chain_hash, episode_hash, row_hash, unpack_vector, vector_hash
-from fedlab.hub.schema import agents, changes, episode_sources, episodes, tenants, vectors
+from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes, tenants, vectors
 from fedlab.hub.values import VerifyReport
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def verify(engine: sa.Engine, indexes: Indexes, dimension: int) -> VerifyReport:
         indexes: Brought up to the database by whoever asks, as for a recall.
         dimension: Of the vectors.
     """
-    with engine.connect() as connection, connection.begin():
+    with begin(engine) as connection:
         numbers = {
             "episodes": connection.scalar(sa.select(sa.func.count()).select_from(episodes)) or 0,
             "changes": connection.scalar(sa.select(sa.func.count()).select_from(changes)) or 0,

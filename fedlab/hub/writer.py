@@ -1,4 +1,4 @@
-"""The one writer: a thread that commits whatever is waiting, so that one fsync serves many agents.
+"""The one writer: it commits whatever is waiting at once, so that one fsync serves many agents.
 
 An operation is a function of a `Transaction`. It raises a `FedlabError` only before it has written
 anything; then it alone fails, and those who share the commit are not touched.
@@ -7,14 +7,15 @@ anything; then it alone fails, and those who share the commit are not touched.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub, FedlabError, HubUnavailable
+from fedlab.hub import schema
 from fedlab.hub.log import Head, Inserts, Transaction
 
 if TYPE_CHECKING:
@@ -38,25 +39,31 @@ class _Job(NamedTuple):
 class Writer:
     """Owns the write connection and the head of the log.
 
+    Who has the *turn* commits everything that waits. A caller who waits for the result anyway takes the turn
+    itself if it is free (two thread switches less: a quarter of the time of a lone put); else, and for those
+    who do not wait, the writer's thread takes it.
+
     Args:
         engine: For writing.
         clock: Gives each commit its time.
         head: The end of the log now.
         tenants: Those that exist; kept up to date here.
-        committed: Called in the writer thread after each commit, before its callers are answered:
-            what it does is visible to whoever was acknowledged.
+        committed: Called after each commit, before its callers are answered: what it does is visible to
+            whoever was acknowledged.
     """
 
     def __init__(
         self, engine: sa.Engine, clock: Clock, head: Head, tenants: set[str], committed: Callable[[Transaction], None]
     ) -> None:
         self.head = head
-        self._engine = engine
+        self._connection = engine.connect()
         self._inserts = Inserts.compile(engine)
         self._clock = clock
         self._tenants = tenants
         self._committed = committed
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: deque[_Job] = deque()
+        self._turn = threading.Lock()
+        self._wake = threading.Semaphore(0)
         self._closing = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="fedlab-writer", daemon=True)
@@ -69,56 +76,74 @@ class Writer:
             operation: What to write.
             weight: About how many rows it writes.
         """
-        future: Future[T] = Future()
-        with self._closing:
-            if self._closed:
-                raise HubUnavailable("the hub is closed")
-            self._queue.put(_Job(operation, weight, future))
+        future = self._enqueue(operation, weight)
+        self._wake.release()
         return future
+
+    def run(self, operation: Callable[[Transaction], T], weight: int = 1) -> T:
+        """As `submit`, and wait for it."""
+        future = self._enqueue(operation, weight)
+        while not future.done() and self._take_turn():
+            pass
+        if self._waiting:
+            self._wake.release()
+        return future.result()
 
     def close(self) -> None:
         """Commit what is waiting and end the thread; idempotent."""
         with self._closing:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
+            self._closed = True
+        self._wake.release()
         self._thread.join()
+        with self._turn:
+            self._connection.close()
+
+    def _enqueue(self, operation: Callable[[Transaction], T], weight: int) -> Future[T]:
+        future: Future[T] = Future()
+        with self._closing:
+            if self._closed:
+                raise HubUnavailable("the hub is closed")
+            self._waiting.append(_Job(operation, weight, future))
+        return future
 
     def _run(self) -> None:
-        with self._engine.connect() as connection:
-            closing = False
-            while not closing:
-                batch, closing = self._waiting()
-                if batch and not self._commit(connection, batch, careful=False):
-                    # Someone in the batch pushes again what is known, or the disk is full: one by one, so
-                    # that each gets its own answer.
-                    for job in batch:
-                        self._commit(connection, [job], careful=True)
+        while not (self._closed and not self._waiting):
+            self._wake.acquire()
+            # Whoever fails to take the turn added its job before: the one who has the turn looks again
+            # after giving it back, and finds it.
+            while self._waiting and self._take_turn(wait=self._closed):
+                pass
 
-    def _waiting(self) -> tuple[list[_Job], bool]:
-        """What waits now (at least one job, unless it is the end), and whether this was the last."""
-        batch: list[_Job] = []
-        weight = 0
-        job = self._queue.get()
-        while job is not None:
-            if job.future.set_running_or_notify_cancel():
-                batch.append(job)
-                weight += job.weight
-            if weight >= MAX_WEIGHT:
-                return batch, False
-            try:
-                job = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
+    def _take_turn(self, *, wait: bool = False) -> bool:
+        """Commit what waits, unless someone else is at it."""
+        if not self._turn.acquire(blocking=wait):
+            return False
+        try:
+            batch: list[_Job] = []
+            weight = 0
+            while self._waiting and weight < MAX_WEIGHT:
+                job = self._waiting.popleft()
+                if job.future.set_running_or_notify_cancel():
+                    batch.append(job)
+                    weight += job.weight
+            if batch and not self._commit(batch, careful=False):
+                # Someone in the batch pushes again what is known, or the disk is full: one by one, so that
+                # each gets its own answer.
+                for job in batch:
+                    self._commit([job], careful=True)
+        finally:
+            self._turn.release()
+            if self._waiting:
+                self._wake.release()
+        return True
 
-    def _commit(self, connection: sa.Connection, batch: list[_Job], *, careful: bool) -> bool:
+    def _commit(self, batch: list[_Job], *, careful: bool) -> bool:
         """One transaction; False if a first try failed and nothing was changed or answered."""
         outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
-        tx: Transaction | None = None
+        connection = self._connection
+        tx = Transaction(connection, self._inserts, self.head, self._clock.now(), self._tenants, careful)
         try:
-            with connection.begin():
-                tx = Transaction(connection, self._inserts, self.head, self._clock.now(), self._tenants, careful)
+            with schema.transaction(connection, "IMMEDIATE"):
                 for job in batch:
                     try:
                         outcomes.append((job, job.operation(tx), None))

@@ -40,7 +40,7 @@ from fedlab.net.protocol import (
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
     from concurrent.futures import Future
 
     import polars as pl
@@ -65,7 +65,7 @@ class Call(NamedTuple):
     """A request under way."""
 
     session: Session
-    id: int
+    id: int | None
     method: str
     size: int
     started: float
@@ -154,31 +154,94 @@ class Session:
 
     async def run(self) -> None:
         """Serve until the connection ends."""
-        loop = asyncio.get_running_loop()
-        left = min(self.identity.expires_at - time.time(), 1e7)
-        expiry = loop.call_later(left, self._start, self.socket.close(EXPIRED, "the token has expired")) if left < 1e7 else None
+        left = min(self.identity.expires_at - time.time(), 1e8)  # further off, a timer may not be set
+        expiry = asyncio.get_running_loop().call_later(left, self._expire)
         try:
             while True:
                 data = await self.socket.recv(decode=False)
                 if self.server.closing:
                     continue  # not acknowledged: the client sends it again, to whoever comes after us
                 if time.time() >= self.identity.expires_at:
-                    await self.socket.close(EXPIRED, "the token has expired")
+                    self._expire()
+                    continue
                 self._receive(data)
                 await self._wait_for_room()
         except ConnectionClosed:
             pass
         finally:
-            if expiry is not None:
-                expiry.cancel()
+            expiry.cancel()
             for task in self._tasks:
                 task.cancel()
             await self._local.close()
 
-    def _start(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def answer(self, call: Call, result: Any, *, more: bool = False) -> None:
+        """Send a result; one that is larger than a message may be becomes an error, or a shorter one."""
+        try:
+            data = self._form.encode(Answer(call.id, result, more=more))
+            limit = self.server.settings.max_message
+            while len(data) > limit and isinstance(result, Delta) and result.stored:
+                result = _shorter(result)
+                data = self._form.encode(Answer(call.id, result))
+            if len(data) > limit:
+                raise QuotaExceeded(
+                    f"the answer has {len(data):,} bytes and max_message allows {limit:,}: ask for fewer at once"
+                )
+        except FedlabError as error:
+            self.fail(call, error)
+            return
+        self._send(data)
+        if not more:
+            self._leave(call, "ok")
+
+    def fail(self, call: Call, error: BaseException) -> None:
+        """Send an error; what was not raised on purpose stays in our log."""
+        if not isinstance(error, FedlabError):
+            logger.error("%s by %s failed", call.method, self.identity.name, exc_info=error)
+            error = FedlabError(f"{call.method} failed inside the hub ({type(error).__name__}): its log says why")
+        self._send(self._form.encode(Answer(call.id, fault=Fault.of(error))))
+        self._leave(call, error.code)
+
+    def _send(self, data: bytes) -> None:
+        # Written at once, without a task; what bounds it is that no more is read while replies wait.
+        broadcast([self.socket], data.decode() if self._form.text else data)
+        if self.socket.transport.get_write_buffer_size() > self.server.settings.max_unsent:
+            logger.warning("cutting off %s: it does not read its replies", self.identity.name)
+            self.socket.transport.abort()
+
+    def _receive(self, data: bytes) -> None:
+        started = time.perf_counter()
+        call = Call(self, None, "unknown", len(data), started)
+        try:
+            number, name, raw = self._form.decode_request(data)
+            call = Call(self, number, "unknown", len(data), started)
+            method = METHODS.get(name)
+            if method is None:
+                raise InvalidRequest(f"there is no method {name!r:.60}: {', '.join(METHODS)} are")
+            call = Call(self, number, name, len(data), started)
+            self._enter(call)
+            params = authorize(self.identity, name, method, self._form.decode_params(name, raw))
+            self._begin(call, params)
+        except Exception as error:
+            self.fail(call, error)
+
+    def _enter(self, call: Call) -> None:
+        if call.method != "watch":
+            self.under_way += 1
+            self._bytes += call.size
+            return
+        # It waits and does nothing: it takes no room from the requests.
+        self._watches += 1
+        if self._watches > self.server.settings.max_watches:
+            raise QuotaExceeded(f"max_watches allows {self._watches - 1} subscriptions on one connection")
+
+    def _leave(self, call: Call, outcome: str) -> None:
+        if call.method == "watch":
+            self._watches -= 1
+        elif call.method != "unknown":
+            self.under_way -= 1
+            self._bytes -= call.size
+            self._room.set()
+        self.server.metrics.count(call.method, outcome, time.perf_counter() - call.started)
 
     async def _wait_for_room(self) -> None:
         # Not reading is how a client is slowed down: its TCP window fills.
@@ -189,60 +252,102 @@ class Session:
         if self.socket.transport.get_write_buffer_size():
             await self.socket.drain()
 
-    def _receive(self, data: bytes) -> None:
-        started = time.perf_counter()
-        call = Call(self, -1, "unknown", len(data), started)
-        self.under_way += 1
-        self._bytes += len(data)
-        try:
-            number, name, raw = self._form.decode_request(data)
-            call = Call(self, number, "unknown", len(data), started)
-            method = METHODS.get(name)
-            if method is None:
-                raise InvalidRequest(f"there is no method {name!r:.60}: {', '.join(METHODS)} are")
-            call = Call(self, number, name, len(data), started)
-            params = authorize(self.identity, name, method, self._form.decode_params(name, raw))
-            self._begin(call, params)
-        except Exception as error:
-            self.fail(call, error)
-
     def _begin(self, call: Call, params: Any) -> None:
-        if type(params) is Put:
+        kind = type(params)
+        if kind is Put:
             future = self.server.hub.put_soon(params.episodes, actor=self.identity.name)
             future.add_done_callback(functools.partial(self.server.completions.add, call))
-            return
-        if type(params) is Recall and params.text is None and params.k <= INLINE_K and params.tenant_id in self.server.warm:
-            self.answer(call, self.server.hub.recall(**_recall_arguments(params)))
-            return
-        if type(params) is Watch:
-            # It waits and does nothing: it takes no room from the requests.
-            self.under_way -= 1
-            self._bytes -= call.size
-            if self._watches >= self.server.settings.max_watches:
-                self.under_way += 1
-                self._bytes += call.size
-                raise QuotaExceeded(f"max_watches allows {self._watches} subscriptions on one connection")
-        self._start(self._work(call, params))
+        elif kind is Recall and params.text is None and params.k <= INLINE_K and self._is_warm(params.tenant_id):
+            self.answer(call, self.server.hub.recall(query=params.vector, **_recall_arguments(params)))
+        else:
+            self._start(self._work(call, params))
+
+    def _is_warm(self, tenant_id: str) -> bool:
+        # The first recall of a tenant may load its index: that one runs in a thread.
+        return tenant_id in self.server.warm
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _expire(self) -> None:
+        self._start(self.socket.close(EXPIRED, "the token has expired"))
 
     async def _work(self, call: Call, params: Any) -> None:
-        watching = type(params) is Watch
-        self._watches += watching
         try:
             if METHODS[call.method].result is Page:
                 await self._send_pages(call, params)
             else:
                 result = await self._perform(call.method, params)
-                if watching:
-                    self.under_way += 1
-                    self._bytes += call.size
-                    watching = False
-                    self._watches -= 1
                 await self.socket.drain()
                 self.answer(call, result)
         except Exception as error:
-            if watching:
-                self.under_way += 1
-                self._bytes += call.size
             self.fail(call, error)
-        finally:
-            self._watches -= watching
+
+    async def _perform(self, name: str, params: Any) -> Any:
+        if isinstance(params, Recall):
+            return await self._recall(params)
+        method = getattr(self._local, name)
+        if isinstance(params, Policy):
+            return await method(params.tenant_id, RetentionPolicy.from_json(params.policy))
+        result = await method(**msgspec.structs.asdict(params))
+        if isinstance(result, RetentionPolicy):
+            return result.to_json()
+        return list(result) if name == "embed" else result
+
+    async def _recall(self, params: Recall) -> Any:
+        arguments = _recall_arguments(params)
+        if params.text is not None and params.vector is not None:
+            raise InvalidRequest("a query is a text or a vector, not both", field="vector")
+        if params.text is not None:
+            return await self._local.recall(query=params.text, **arguments)
+        found = await asyncio.to_thread(self.server.hub.recall, query=params.vector, **arguments)
+        self.server.warm.add(params.tenant_id)
+        return found
+
+    async def _send_pages(self, call: Call, params: Any) -> None:
+        held: Page | None = None
+        async for frame in self._pages(call.method, params):
+            page = to_page(frame)
+            if held is not None:
+                await self.socket.drain()
+                self.answer(call, held, more=True)
+            held = page
+        self.answer(call, held)
+
+    async def _pages(self, name: str, params: Any) -> AsyncIterator[pl.DataFrame]:
+        """A frame in parts of about `PAGE_BYTES`, at least one; the log's order is the place to go on from."""
+        method = getattr(self._local, name)
+        arguments = msgspec.structs.asdict(params)
+        most = self.server.settings.page_rows
+        if name not in ("episodes", "changes"):
+            frame = await method(**arguments)
+            if name == "tenants" and self.identity.tenant_id is not None:
+                frame = frame.filter(frame["tenant_id"] == self.identity.tenant_id)
+            for start in range(0, max(1, frame.height), most):
+                yield frame.slice(start, most)
+            return
+        left, rows = arguments["limit"], min(FIRST_PAGE, most)
+        while True:
+            arguments["limit"] = rows if left is None else min(rows, left)
+            frame = await method(**arguments)
+            yield frame
+            left = None if left is None else left - frame.height
+            if frame.height < arguments["limit"] or left == 0:
+                return
+            arguments["after"] = frame["seq"][-1]
+            rows = max(1, min(most, int(rows * PAGE_BYTES / max(1, frame.estimated_size()))))
+
+
+def _recall_arguments(params: Recall) -> dict[str, Any]:
+    return {name: getattr(params, name) for name in _RECALL_FIELDS}
+
+
+_RECALL_FIELDS = [name for name in Recall.__struct_fields__ if name not in ("text", "vector")]
+
+
+def _shorter(delta: Delta) -> Delta:
+    """Without the older half of the new episodes: recall finds those."""
+    cut = (len(delta.stored) + 1) // 2
+    return msgspec.structs.replace(delta, stored=delta.stored[cut:], skipped=delta.skipped + cut)

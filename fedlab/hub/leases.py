@@ -1,0 +1,66 @@
+"""Until when each living agent may be silent. Leases live in RAM: after a restart every agent has one lease's
+time to come back, and the registry in the database says who was alive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from fedlab.errors import QuotaExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fedlab.clock import Clock
+
+
+class Leases:
+    """The leases of the living agents; changed in the writer thread, but for `release`.
+
+    Args:
+        clock: Tells when a lease is over.
+        seconds: Length of a lease after a lost connection.
+        most: Living agents that one tenant may have.
+        alive: Tenant and agent of those who were alive when the hub was opened.
+    """
+
+    def __init__(self, clock: Clock, seconds: float, most: int, alive: Iterable[tuple[str, str]]) -> None:
+        self._clock = clock
+        self._milliseconds = round(seconds * 1000)
+        self._most = most
+        until = clock.now() + self._milliseconds
+        self._until = dict.fromkeys(alive, until)
+        self._alive = Counter(tenant_id for tenant_id, _ in self._until)
+
+    def check_room(self, tenant_id: str, agent_id: str) -> None:
+        """Whether the tenant may have this agent too.
+
+        Raises:
+            QuotaExceeded: If it may not.
+        """
+        if self._alive[tenant_id] >= self._most and (tenant_id, agent_id) not in self._until:
+            raise QuotaExceeded(
+                f"tenant {tenant_id!r} has {self._alive[tenant_id]:,} living agents, as many as"
+                f" max_agents_per_tenant={self._most:,} allows"
+            )
+
+    def grant(self, tenant_id: str, agent_id: str, expires_at: int) -> None:
+        """A life began or was resumed: it may be silent to its end, and a little longer."""
+        self._alive[tenant_id] += (tenant_id, agent_id) not in self._until
+        self._until[tenant_id, agent_id] = expires_at + self._milliseconds
+
+    def end(self, tenant_id: str, agent_id: str) -> None:
+        """A life ended."""
+        if self._until.pop((tenant_id, agent_id), None) is not None:
+            self._alive[tenant_id] -= 1
+
+    def release(self, tenant_id: str, agent_id: str) -> None:
+        """The agent's connection is gone: its lease runs from now."""
+        if (tenant_id, agent_id) in self._until:
+            self._until[tenant_id, agent_id] = self._clock.now() + self._milliseconds
+
+    def over(self) -> list[tuple[str, str]]:
+        """Those whose lease has ended."""
+        now = self._clock.now()
+        return [key for key, until in list(self._until.items()) if until <= now]

@@ -1,0 +1,120 @@
+"""`connect` and `connect_sync`: from an address or a `Hub` to a connection, and the token that it needs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedlab.errors import InvalidRequest
+from fedlab.hub import Hub
+from fedlab.net.client import RemoteConnection
+from fedlab.net.connection import HubConnection
+from fedlab.net.discovery import check_url, find
+from fedlab.net.local import LocalConnection
+from fedlab.net.sync import SyncConnection
+from fedlab.net.tokens import Role, load_key, make_token
+
+if TYPE_CHECKING:
+    from typing import Any
+
+TOKEN_LIFETIME = 3600.0
+"""Seconds that a token lives which a client made for itself; each connection attempt makes a new one."""
+
+
+def connect(
+    target: str | Hub | HubConnection,
+    token: str | None = None,
+    *,
+    tenant_id: str | None = None,
+    agent_id: str | None = None,
+    role: Role = "admin",
+    timeout: float = 30.0,
+    retry_for: float = 10.0,
+    json: bool = False,
+    tls_ca: str | Path | None = None,
+    max_message: int | None = None,
+) -> HubConnection:
+    """A connection to a hub, to be used as `async with connect(…) as hub`, or directly and then closed.
+
+    Without a token, $FEDLAB_TOKEN is used; without that, a hub that the same user runs on this machine is found
+    and a token for it is made, for which `tenant_id`, `agent_id` and `role` say what it may do.
+
+    Args:
+        target: A URL (`ws://…`, `wss://…`), an embedded `Hub` (which stays open when the connection is closed),
+            or a connection, which is returned as it is.
+        token: As `fedlab token` prints it.
+        tenant_id: The only tenant that a token made here allows.
+        agent_id: The only agent that a token made here allows.
+        role: What a token made here allows.
+        timeout: Seconds to wait for an answer.
+        retry_for: Seconds to go on trying to reach a hub that is away.
+        json: Speak JSON instead of MessagePack.
+        tls_ca: Certificates (PEM) to trust for `wss://`, instead of the system's.
+        max_message: Largest message in bytes; not above the server's.
+
+    Raises:
+        InvalidRequest: If the target is none of these.
+    """
+    if isinstance(target, Hub):
+        return LocalConnection(target)
+    if isinstance(target, (LocalConnection, RemoteConnection)):
+        return target
+    if not isinstance(target, str):
+        if isinstance(target, HubConnection):
+            return target
+        raise InvalidRequest(f"connect() takes a URL or a Hub, not {type(target).__name__} {target!r:.80}")
+    options: dict[str, Any] = {} if max_message is None else {"max_message": max_message}
+    if tls_ca is not None:
+        try:
+            options["tls"] = ssl.create_default_context(cafile=str(tls_ca))
+        except OSError as error:
+            raise InvalidRequest(f"the certificates {tls_ca} can not be used: {error}") from None
+    find_token = functools.partial(_found_token, check_url(target), tenant_id, agent_id, role)
+    return RemoteConnection(
+        target,
+        token or os.environ.get("FEDLAB_TOKEN") or find_token,
+        timeout=timeout,
+        retry_for=retry_for,
+        json=json,
+        **options,
+    )
+
+
+def connect_sync(
+    target: str | Hub,
+    token: str | None = None,
+    *,
+    tenant_id: str | None = None,
+    agent_id: str | None = None,
+    role: Role = "admin",
+    timeout: float = 30.0,
+    retry_for: float = 10.0,
+    json: bool = False,
+    tls_ca: str | Path | None = None,
+    max_message: int | None = None,
+) -> SyncConnection:
+    """As `connect`, for code without an event loop: `with connect_sync(…) as hub`."""
+    return SyncConnection(
+        lambda: connect(
+            target,
+            token,
+            tenant_id=tenant_id,
+            agent_id=agent_id,
+            role=role,
+            timeout=timeout,
+            retry_for=retry_for,
+            json=json,
+            tls_ca=tls_ca,
+            max_message=max_message,
+        )
+    )
+
+
+def _found_token(url: str, tenant_id: str | None, agent_id: str | None, role: Role) -> str | None:
+    found = find(url)
+    if found is None:
+        return None
+    return make_token(load_key(Path(found.key)), found.hub_id, tenant_id, role, agent_id, TOKEN_LIFETIME)
