@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from fedlab.agent.memory import LocalMemory
 from fedlab.agent.transport import batches
 from fedlab.agent.values import SyncReport
-from fedlab.errors import HubUnavailable, IdConflict
+from fedlab.errors import HubUnavailable, IdConflict, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -117,13 +118,8 @@ class Session:
 
     async def _embed_here(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts by the hub's embedder, loaded in this process."""
-        from fedlab.embedding import get_embedder
-
-        def embed() -> npt.NDArray[Any]:
-            return np.asarray(get_embedder(self._info.embedder).embed(texts))
-
         try:
-            return await asyncio.to_thread(embed)
+            return await asyncio.to_thread(_embed, self._info.embedder, texts)
         except Exception as error:
             raise HubUnavailable(
                 f"the hub is away and its embedder {self._info.embedder!r} cannot be used here ({error}):"
@@ -176,3 +172,13 @@ class Session:
         """Let go of the connection, if it is the agent's own."""
         if self._owned:
             await self._hub.close()
+
+
+def _embed(name: str, texts: Sequence[str]) -> npt.NDArray[Any]:
+    from fedlab.embedding import SentenceTransformerEmbedder, get_embedder
+
+    embedder = get_embedder(name)
+    # An agent without its hub must not spend its life on a download that may not come either.
+    if type(embedder) is SentenceTransformerEmbedder and not Path(name).is_dir():
+        raise InvalidRequest("it is not on this machine")
+    return np.asarray(embedder.embed(texts))

@@ -127,6 +127,24 @@ def read_identity(engine: sa.Engine) -> dict[str, str]:
         return {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
 
 
+def read_hub_id(path: Path) -> str:
+    """The id of the hub in a directory, which another process may have open.
+
+    Raises:
+        InvalidRequest: If there is no hub.
+    """
+    database = path / "hub.db"
+    if not database.exists():
+        raise InvalidRequest(f"{path} is no hub's directory: start one with `fedlab hub --data {path}`")
+    engine = schema.open_engine(database, "full", writer=False)
+    try:
+        return read_identity(engine)["hub_id"]
+    except (sa.exc.DatabaseError, KeyError) as error:
+        raise CorruptHub(f"{database} is damaged ({error}). {_WAY_BACK.format(path=path)}") from error
+    finally:
+        engine.dispose()
+
+
 def write_identity(engine: sa.Engine, embedder: Embedder) -> dict[str, str]:
     """Name a new hub."""
     values = {

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-SKIPPED = frozenset(
-    # They open windows or browsers, print, need a terminal, change the interpreter, or are not everywhere.
-    ["__main__", "antigravity", "curses", "distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "msvcrt"]
-    + ["nt", "ntpath", "pip", "posixpath", "pty", "readline", "rlcompleter", "site", "sitecustomize", "test"]
-    + ["this", "tkinter", "turtle", "turtledemo", "usercustomize", "venv", "winreg", "winsound"]  # noqa: RUF005
-)
+RUDE = frozenset(["__main__", "antigravity", "idlelib", "pip", "rlcompleter", "site", "test", "this", "turtledemo"])
+"""They print, open windows or browsers, or change the interpreter."""
+ELSEWHERE = frozenset(["curses", "msilib", "msvcrt", "nt", "ntpath", "posixpath", "pty", "readline", "tkinter"])
+"""Not on every machine, or under another name there."""
+SKIPPED = RUDE | ELSEWHERE | {"distutils", "ensurepip", "lib2to3", "turtle", "venv", "winreg", "winsound"}
 
 
 def collect() -> dict[str, tuple[str, list[str]]]:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as dial
 from websockets.asyncio.server import broadcast
 from websockets.client import backoff
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import Frame, Opcode
 
 from fedlab import errors
 from fedlab.episode import Episode, to_vector
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import polars as pl
-    from websockets.asyncio.client import ClientConnection
+    from websockets.protocol import Event
 
     from fedlab.episode import Memory
     from fedlab.hub.values import (
@@ -86,6 +88,25 @@ class _Pending:
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+            # Seen: where the caller is gone it is nobody's business, and asyncio shall not log it.
+            self.future.exception()
+
+
+class _Connection(ClientConnection):
+    """Hands each answer on as soon as it is there: without a task that is woken for it."""
+
+    take: Callable[[bytes | bytearray | memoryview], None] | None = None
+
+    def process_event(self, event: Event) -> None:
+        if (
+            self.take is not None
+            and isinstance(event, Frame)
+            and event.fin
+            and event.opcode in (Opcode.TEXT, Opcode.BINARY)
+        ):
+            self.take(event.data)
+        else:
+            super().process_event(event)
 
 
 class RemoteConnection:
@@ -120,7 +141,7 @@ class RemoteConnection:
         self._form: protocol.Format[Any] = JSON if json else MSGPACK
         self._tls = tls
         self._max_message = max_message
-        self._socket: ClientConnection | None = None
+        self._socket: _Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
@@ -343,7 +364,6 @@ class RemoteConnection:
                 " send fewer episodes a call (each call is all or none)"
             )
         future = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieve)
         pending = self._pending[number] = _Pending(method, params, data, future)
         if self._socket is not None:
             self._send(self._socket, pending)
@@ -351,12 +371,12 @@ class RemoteConnection:
             self._supervisor = asyncio.get_running_loop().create_task(self._supervise())
         return number
 
-    def _send(self, socket: ClientConnection, pending: _Pending) -> None:
+    def _send(self, socket: _Connection, pending: _Pending) -> None:
         pending.tries += 1
         # Written at once: the order of calls is the order on the wire, and a cancelled call can not stop half-way.
         broadcast([socket], pending.data.decode() if self._form.text else pending.data)
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes | bytearray | memoryview) -> None:
         number, result, fault, more = self._form.decode_answer(data)
         pending = self._pending.get(number) if number is not None else None
         if pending is None or pending.future.done():
@@ -400,13 +420,14 @@ class RemoteConnection:
         finally:
             self._supervisor = None
 
-    async def _talk(self, socket: ClientConnection) -> None:
+    async def _talk(self, socket: _Connection) -> None:
         """Send what waits, then hand out answers until the connection is lost."""
         try:
             self._take_up(socket)
             self._socket = socket
+            socket.take = self._receive
             while True:
-                self._receive(await socket.recv(decode=False))
+                self._receive(await socket.recv(decode=False))  # in fragments, or before this line
         except ConnectionClosed as closed:
             self._socket = None
             if closed.rcvd is not None and closed.rcvd.code == EXPIRED and not callable(self._token):
@@ -420,7 +441,7 @@ class RemoteConnection:
             self._socket = None
             await socket.close()
 
-    def _take_up(self, socket: ClientConnection) -> None:
+    def _take_up(self, socket: _Connection) -> None:
         for (tenant_id, agent_id), lifetime in self._agents.items():
             resume = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=True)
             data = self._form.encode(protocol.Request(next(self._ids), "spawn_agent", resume))
@@ -435,7 +456,7 @@ class RemoteConnection:
             pending.pages.clear()
             self._send(socket, pending)
 
-    async def _reach(self) -> ClientConnection:
+    async def _reach(self) -> _Connection:
         """A connection, as soon as there is one.
 
         Raises:
@@ -462,11 +483,12 @@ class RemoteConnection:
             await asyncio.sleep(wait)
         raise AssertionError("the delays do not end")
 
-    async def _dial(self) -> ClientConnection:
+    async def _dial(self) -> _Connection:
         token = self._token() if callable(self._token) else self._token
         loopback = is_loopback(self.url.split("//", 1)[1].rsplit(":", 1)[0].strip("[]"))
-        return await dial(
+        socket = await dial(
             self.url,
+            create_connection=_Connection,
             subprotocols=[self._form.subprotocol],  # type: ignore[list-item]  # Subprotocol is a NewType of str
             additional_headers={"Authorization": f"Bearer {token}"} if token else None,
             compression=None,
@@ -476,17 +498,13 @@ class RemoteConnection:
             proxy=None if loopback else True,
             ssl=self._tls,
         )
+        assert isinstance(socket, _Connection)
+        return socket
 
     def _fail_all(self, error: FedlabError) -> None:
         for pending in self._pending.values():
             # Each its own exception: one object raised in many tasks would mix up their tracebacks.
             pending.fail(type(error)(error.message, **error.details))
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    # A failed request whose caller is gone is nobody's business; without this asyncio would log it.
-    if not future.cancelled():
-        future.exception()
 
 
 def _episodes(episodes: Episode | Sequence[Episode]) -> list[Episode]:

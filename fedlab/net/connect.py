@@ -37,7 +37,7 @@ def connect(
     tls_ca: str | Path | None = None,
     max_message: int | None = None,
 ) -> HubConnection:
-    """A connection to a hub, to be used as `async with connect(…) as hub`, or directly and then closed.
+    """A connection to a hub: `async with connect(…) as hub`, or used directly and then closed.
 
     Without a token, $FEDLAB_TOKEN is used; without that, a hub that the same user runs on this machine is found
     and a token for it is made, for which `tenant_id`, `agent_id` and `role` say what it may do.

@@ -37,8 +37,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def runtime_directory(*, create: bool = False) -> Path:
-    """Where announcements lie: `$FEDLAB_RUNTIME_DIR`, or the user's runtime directory."""
-    path = Path(os.environ.get("FEDLAB_RUNTIME_DIR") or platformdirs.user_runtime_dir("fedlab"))
+    """Where announcements lie: `$FEDLAB_RUNTIME_DIR`, or one in the user's own state directory."""
+    path = Path(os.environ.get("FEDLAB_RUNTIME_DIR") or platformdirs.user_state_path("fedlab") / "runtime")
     if create:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
@@ -63,16 +63,26 @@ def find(url: str) -> Announcement | None:
     """The announcement of the server behind a loopback URL, if this user runs one there."""
     if not is_loopback(urlsplit(url).hostname):
         return None
-    directory = runtime_directory()
-    path = directory / f"{_port(url)}.json"
+    return _read(runtime_directory() / f"{_port(url)}.json")
+
+
+def find_data(data: Path) -> Announcement | None:
+    """The announcement of the server that has a hub's directory open, if this user runs one."""
+    for path in sorted(runtime_directory().glob("*.json")):
+        found = _read(path)
+        if found is not None and Path(found.data).resolve() == data.resolve():
+            return found
+    return None
+
+
+def _read(path: Path) -> Announcement | None:
+    """An announcement that only this user can have written, of a process that still runs."""
     try:
-        if not (_private(directory) and _private(path)):
+        if not (_private(path.parent) and _private(path)):
             return None
         found = msgspec.json.decode(path.read_bytes(), type=Announcement)
-        key = Path(found.key)
-        alive = _is_running(found.pid)
-        return found if alive and _private(key) else None
-    except (OSError, msgspec.DecodeError):
+        return found if _is_running(found.pid) and _private(Path(found.key)) else None
+    except (OSError, msgspec.MsgspecError):
         return None
 
 

@@ -24,7 +24,7 @@ from fedlab.hub import Hub
 from fedlab.net.discovery import Announcement, announce, is_loopback
 from fedlab.net.metrics import Metrics
 from fedlab.net.protocol import FORMATS
-from fedlab.net.session import Completions, Session
+from fedlab.net.session import Completions, Connection, Session
 from fedlab.net.settings import Settings
 from fedlab.net.tokens import KEY_FILE, load_key, read_token
 
@@ -141,6 +141,7 @@ class HubServer:
                 close_timeout=CLOSE_TIMEOUT,
                 write_limit=WRITE_LIMIT,
                 ssl=self._tls,
+                create_connection=Connection,
                 start_serving=False,
                 logger=logging.getLogger("fedlab.net.websockets"),
             )
@@ -173,7 +174,7 @@ class HubServer:
             self._announced.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.shutdown_timeout):
-                while any(session.under_way for session in self._sessions):
+                while any(session.under_way for session in self._sessions):  # noqa: ASYNC110 - rare, and short
                     await asyncio.sleep(0.01)
         goodbyes = [
             asyncio.create_task(session.socket.close(GOING_AWAY, "the hub is shutting down"))
@@ -214,9 +215,9 @@ class HubServer:
 
     # --- who may connect -----------------------------------------------------------------------------------
 
-    def _process_request(
+    def _process_request(  # noqa: PLR0911 - one return for each refusal
         self, connection: ServerConnection, request: Request
-    ) -> Response | None | Awaitable[Response | None]:
+    ) -> Response | Awaitable[Response | None] | None:
         path = urlsplit(request.path).path
         try:
             self._check_browser(request)
@@ -257,7 +258,7 @@ class HubServer:
         return read_token(self._key, self._hub_id, token.strip())
 
     def _refuse(self, connection: ServerConnection, status: int, error: FedlabError) -> Response:
-        self.metrics.refused.labels(str(status)).inc()
+        self.metrics.refused[str(status)] += 1
         return self._json(connection, status, {"code": error.code, "message": error.message})
 
     def _json(self, connection: ServerConnection, status: int, body: dict[str, Any]) -> Response:
@@ -282,14 +283,15 @@ class HubServer:
     # --- what runs -----------------------------------------------------------------------------------------
 
     async def _serve(self, socket: ServerConnection) -> None:
+        assert isinstance(socket, Connection)
         session = Session(self, socket, self._identities.pop(socket))
         self._sessions.add(session)
-        self.metrics.connections.inc()
+        self.metrics.connections += 1
         try:
             await session.run()
         finally:
             self._sessions.discard(session)
-            self.metrics.connections.dec()
+            self.metrics.connections -= 1
 
     def _every(self, seconds: float, work: Callable[[], object]) -> None:
         async def repeat() -> None:
@@ -317,7 +319,7 @@ def serve(
     retention_interval: float | None = None,
     settings: Settings | None = None,
 ) -> HubServer:
-    """A hub server, to be used as `async with serve(…) as server`.
+    """A hub server: `async with serve(…) as server`.
 
     Args:
         data: The hub's directory, or a `Hub`, which then stays open.

@@ -12,11 +12,12 @@ import functools
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from websockets.asyncio.server import broadcast
+from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from fedlab.errors import FedlabError, InvalidRequest, PermissionDenied, QuotaExceeded
 from fedlab.hub.values import Delta
@@ -34,7 +35,6 @@ from fedlab.net.protocol import (
     Recall,
     SpawnAgent,
     SyncAgent,
-    Watch,
     to_page,
 )
 from fedlab.retention import RetentionPolicy
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import polars as pl
-    from websockets.asyncio.server import ServerConnection
+    from websockets.protocol import Event
 
     from fedlab.net.protocol import Method, Params
     from fedlab.net.server import HubServer
@@ -59,16 +59,42 @@ INLINE_K = 100
 FIRST_PAGE = 200
 """Rows in the first page of a frame; the next ones are sized by the bytes of those before."""
 PAGE_BYTES = 1 << 20
+MESSAGE = (Opcode.TEXT, Opcode.BINARY)
 
 
-class Call(NamedTuple):
+class Call:
     """A request under way."""
 
-    session: Session
-    id: int | None
-    method: str
-    size: int
-    started: float
+    __slots__ = ("id", "method", "session", "size", "started")
+
+    def __init__(self, session: Session, size: int) -> None:
+        self.session = session
+        self.id: int | None = None
+        self.method = "unknown"
+        self.size = size
+        self.started = time.perf_counter()
+
+
+class Connection(ServerConnection):
+    """A connection that hands a message to its session as soon as it is there.
+
+    Going through `recv` costs a wake-up of a task for each message, a fifth of the time of a push. It is taken
+    where the session has no room, and for messages in fragments.
+    """
+
+    session: Session | None = None
+    backlog = 0
+
+    def process_event(self, event: Event) -> None:
+        """Process one incoming frame."""
+        session = self.session
+        if session is None or not isinstance(event, Frame) or event.opcode not in MESSAGE:
+            super().process_event(event)
+        elif event.fin and not self.backlog and session.has_room():
+            session.receive(event.data)
+        else:
+            self.backlog += 1
+            super().process_event(event)
 
 
 class Completions:
@@ -140,7 +166,7 @@ class Session:
         identity: Who talks, as its token says.
     """
 
-    def __init__(self, server: HubServer, socket: ServerConnection, identity: Identity) -> None:
+    def __init__(self, server: HubServer, socket: Connection, identity: Identity) -> None:
         self.server = server
         self.socket = socket
         self.identity = identity
@@ -156,19 +182,17 @@ class Session:
         """Serve until the connection ends."""
         left = min(self.identity.expires_at - time.time(), 1e8)  # further off, a timer may not be set
         expiry = asyncio.get_running_loop().call_later(left, self._expire)
+        self.socket.session = self
         try:
             while True:
                 data = await self.socket.recv(decode=False)
-                if self.server.closing:
-                    continue  # not acknowledged: the client sends it again, to whoever comes after us
-                if time.time() >= self.identity.expires_at:
-                    self._expire()
-                    continue
-                self._receive(data)
+                self.socket.backlog -= 1
+                self.receive(data)
                 await self._wait_for_room()
         except ConnectionClosed:
             pass
         finally:
+            self.socket.session = None
             expiry.cancel()
             for task in self._tasks:
                 task.cancel()
@@ -208,21 +232,33 @@ class Session:
             logger.warning("cutting off %s: it does not read its replies", self.identity.name)
             self.socket.transport.abort()
 
-    def _receive(self, data: bytes) -> None:
-        started = time.perf_counter()
-        call = Call(self, None, "unknown", len(data), started)
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Begin what a message asks for; whatever it holds, an answer is all that comes of it."""
+        if self.server.closing:
+            return  # not acknowledged: the client sends it again, to whoever comes after us
+        if time.time() >= self.identity.expires_at:
+            self._expire()
+            return
+        call = Call(self, len(data))
         try:
-            number, name, raw = self._form.decode_request(data)
-            call = Call(self, number, "unknown", len(data), started)
+            call.id, name, raw = self._form.decode_request(data)
             method = METHODS.get(name)
             if method is None:
                 raise InvalidRequest(f"there is no method {name!r:.60}: {', '.join(METHODS)} are")
-            call = Call(self, number, name, len(data), started)
+            call.method = name
             self._enter(call)
-            params = authorize(self.identity, name, method, self._form.decode_params(name, raw))
-            self._begin(call, params)
+            self._begin(call, authorize(self.identity, name, method, self._form.decode_params(name, raw)))
         except Exception as error:
             self.fail(call, error)
+
+    def has_room(self) -> bool:
+        """Whether another request may begin; if not, the client is slowed down by not reading from it."""
+        settings = self.server.settings
+        return (
+            self.under_way < settings.max_requests
+            and self._bytes < settings.max_bytes
+            and not self.socket.transport.get_write_buffer_size()
+        )
 
     def _enter(self, call: Call) -> None:
         if call.method != "watch":
@@ -244,13 +280,15 @@ class Session:
         self.server.metrics.count(call.method, outcome, time.perf_counter() - call.started)
 
     async def _wait_for_room(self) -> None:
-        # Not reading is how a client is slowed down: its TCP window fills.
-        settings = self.server.settings
-        while self.under_way >= settings.max_requests or self._bytes >= settings.max_bytes:
-            self._room.clear()
-            await self._room.wait()
-        if self.socket.transport.get_write_buffer_size():
-            await self.socket.drain()
+        while not self.has_room():
+            if self.socket.transport.get_write_buffer_size():
+                await self.socket.drain()
+                if not self.socket.backlog:
+                    return
+                await asyncio.sleep(0)
+            else:
+                self._room.clear()
+                await self._room.wait()
 
     def _begin(self, call: Call, params: Any) -> None:
         kind = type(params)

@@ -13,6 +13,7 @@ from fedlab import EphemeralAgent, Episode, Hub, SimulatedClock, connect, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from fedlab.net import HubConnection
 
@@ -45,6 +46,12 @@ class Site:
         """What the registry says of an agent's latest life."""
         frame = self.hub.agents(tenant_id)
         return frame.filter(frame["agent_id"] == agent_id)["status"].to_list()[-1]
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of tests tell their address to nobody else."""
+    monkeypatch.setenv("FEDLAB_RUNTIME_DIR", str(tmp_path / "runtime"))
 
 
 @pytest.fixture(params=["embedded", "socket"])

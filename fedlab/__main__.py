@@ -1,0 +1,5 @@
+"""`python -m fedlab` is `fedlab`."""
+
+from fedlab.cli import main
+
+main()

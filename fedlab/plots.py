@@ -1,0 +1,203 @@
+"""Plotly figures, shared by notebooks, dashboard and demo, and a page that holds them and works offline.
+
+A figure is a function of a frame. A tenant has the same colour in all of them.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import plotly.graph_objects as go
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), without the yellow, which is faint on white."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""A second mark for tenants beyond the seventh."""
+
+
+def tenant_colours(tenants: Iterable[str]) -> dict[str, str]:
+    """One colour for each tenant, by alphabetical order.
+
+    >>> tenant_colours(["globex", "acme"])
+    {'acme': '#0072B2', 'globex': '#E69F00'}
+    """
+    return {tenant: OKABE_ITO[i % len(OKABE_ITO)] for i, tenant in enumerate(sorted(set(tenants)))}
+
+
+def learning_curves(frame: pl.DataFrame, *, tenants: Iterable[str] | None = None) -> go.Figure:
+    """Mean reward by generation, one line a tenant, with a 95 % interval of the mean.
+
+    Args:
+        frame: One row an episode; columns `tenant_id`, `generation`, `reward`.
+        tenants: All tenants there are, if the frame does not hold them all: it decides the colours.
+    """
+    means = reward_by_generation(frame)
+    figure = _figure("What memory buys: reward by generation", "generation", "mean reward per task (95 % interval)")
+    for tenant, colour, dash in _marks(means["tenant_id"], tenants):
+        rows = means.filter(pl.col("tenant_id") == tenant)
+        x, low, high = rows["generation"].to_list(), rows["low"].to_list(), rows["high"].to_list()
+        figure.add_scatter(
+            x=x + x[::-1],
+            y=high + low[::-1],
+            fill="toself",
+            fillcolor=_faint(colour),
+            line={"width": 0},
+            hoverinfo="skip",
+            legendgroup=tenant,
+            showlegend=False,
+        )
+        figure.add_scatter(
+            x=x,
+            y=rows["mean"].to_list(),
+            name=tenant,
+            legendgroup=tenant,
+            mode="lines+markers",
+            line={"color": colour, "dash": dash},
+            customdata=rows["tasks"].to_list(),
+            hovertemplate="generation %{x}: %{y:.2f} over %{customdata} tasks",
+        )
+    return figure
+
+
+def reward_by_generation(frame: pl.DataFrame) -> pl.DataFrame:
+    """Mean reward with a 95 % interval (normal approximation), cut to the range of the rewards.
+
+    Args:
+        frame: One row an episode; columns `tenant_id`, `generation`, `reward`.
+
+    Returns:
+        Columns `tenant_id`, `generation`, `tasks`, `mean`, `low`, `high`, sorted.
+    """
+    reward = pl.col("reward")
+    half = 1.96 * reward.std().fill_null(0.0) / reward.count().sqrt()
+    floor, ceiling = frame.select(reward.min().alias("low"), reward.max().alias("high")).row(0)
+    return (
+        frame.group_by("tenant_id", "generation")
+        .agg(
+            reward.count().alias("tasks"),
+            reward.mean().alias("mean"),
+            (reward.mean() - half).alias("low"),
+            (reward.mean() + half).alias("high"),
+        )
+        .with_columns(pl.col("low", "high").clip(floor, ceiling))
+        .sort("tenant_id", "generation")
+    )
+
+
+def memory_growth(changes: pl.DataFrame, *, tenants: Iterable[str] | None = None) -> go.Figure:
+    """Episodes in the memory over time: stored minus forgotten, one line a tenant.
+
+    Args:
+        changes: The change log as a frame; columns `tenant_id`, `kind`, `at` (ms UTC).
+        tenants: All tenants there are, if the frame does not hold them all: it decides the colours.
+    """
+    step = pl.col("kind").replace_strict(
+        {"episode_stored": 1, "episode_forgotten": -1}, default=0, return_dtype=pl.Int64
+    )
+    size = (
+        changes.with_columns(step.alias("step"))
+        .filter(pl.col("step") != 0)
+        # What one commit did is one point.
+        .group_by("tenant_id", "at")
+        .agg(pl.col("step").sum())
+        .sort("at")
+        .with_columns(pl.col("step").cum_sum().over("tenant_id").alias("episodes"), pl.from_epoch("at", time_unit="ms"))
+    )
+    figure = _figure("How the memory grows: stored minus forgotten", "time (UTC)", "episodes in the memory")
+    for tenant, colour, dash in _marks(size["tenant_id"], tenants):
+        rows = size.filter(pl.col("tenant_id") == tenant)
+        figure.add_scatter(
+            x=rows["at"].to_list(),
+            y=rows["episodes"].to_list(),
+            name=tenant,
+            mode="lines",
+            line={"color": colour, "dash": dash, "shape": "hv"},
+            hovertemplate="%{x|%H:%M:%S}: %{y:,} episodes",
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def write_page(path: str | os.PathLike[str], title: str, figures: Sequence[go.Figure], summary: str = "") -> Path:
+    """One HTML file that holds everything, plotly.js too: it needs no network.
+
+    Args:
+        path: Where to; the folder is made if need be.
+        title: Plain text.
+        figures: From top to bottom.
+        summary: HTML that stands above them, such as one of `html_table`.
+
+    Returns:
+        The absolute path.
+    """
+    name = html.escape(title)
+    parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
+    page = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }}
+</style></head><body><h1>{name}</h1>
+{summary}
+{"".join(parts)}
+</body></html>
+"""
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as HTML.
+
+    >>> html_table(["a"], [[1], ["<"]])
+    '<table><tr><th>a</th></tr><tr><td>1</td></tr><tr><td>&lt;</td></tr></table>'
+    """
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
+
+
+def _figure(title: str, x: str, y: str) -> go.Figure:
+    import plotly.graph_objects as go
+
+    return go.Figure(
+        layout={
+            "title": {"text": title},
+            "template": "plotly_white",
+            "xaxis": {"title": {"text": x}},
+            "yaxis": {"title": {"text": y}},
+            "legend": {"title": {"text": "tenant"}},
+            "showlegend": True,
+            "hovermode": "x unified",
+        }
+    )
+
+
+def _marks(present: pl.Series, tenants: Iterable[str] | None) -> list[tuple[str, str, str]]:
+    """Tenant, colour and dash, for the tenants that are present."""
+    shown = set(present.to_list())
+    colours: Mapping[str, str] = tenant_colours(shown.union(tenants or ()))
+    marks = [
+        (tenant, colour, DASHES[i // len(OKABE_ITO) % len(DASHES)])
+        for i, (tenant, colour) in enumerate(colours.items())
+    ]
+    return [mark for mark in marks if mark[0] in shown]
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
