@@ -146,7 +146,7 @@ class RemoteConnection:
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._agents: dict[tuple[str, str], float] = {}
+        self._agents: dict[tuple[str, str], tuple[float, float]] = {}  # lifetime, and its end on our clock
         self._away = False
         self._closed = False
 
@@ -198,7 +198,7 @@ class RemoteConnection:
         """Register a life of `lifetime` seconds; the connection holds its lease, and takes it up again if it breaks."""
         params = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=resume)
         record: AgentRecord = await self._ask("spawn_agent", params)
-        self._agents[tenant_id, agent_id] = lifetime
+        self._agents[tenant_id, agent_id] = (lifetime, asyncio.get_running_loop().time() + lifetime)
         return record
 
     async def sync_agent(
@@ -442,7 +442,10 @@ class RemoteConnection:
             await socket.close()
 
     def _take_up(self, socket: _Connection) -> None:
-        for (tenant_id, agent_id), lifetime in self._agents.items():
+        # A resume after the end would begin another life.
+        now = asyncio.get_running_loop().time()
+        self._agents = {agent: life for agent, life in self._agents.items() if life[1] > now}
+        for (tenant_id, agent_id), (lifetime, _) in self._agents.items():
             resume = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=True)
             data = self._form.encode(protocol.Request(next(self._ids), "spawn_agent", resume))
             broadcast([socket], data.decode() if self._form.text else data)

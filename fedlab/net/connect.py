@@ -37,7 +37,7 @@ def connect(
     tls_ca: str | Path | None = None,
     max_message: int | None = None,
 ) -> HubConnection:
-    """A connection to a hub: `async with connect(…) as hub`, or used directly and then closed.
+    """Reach a hub from anywhere: for `async with`, or to be used directly and closed in the end.
 
     Without a token, $FEDLAB_TOKEN is used; without that, a hub that the same user runs on this machine is found
     and a token for it is made, for which `tenant_id`, `agent_id` and `role` say what it may do.
@@ -96,7 +96,7 @@ def connect_sync(
     tls_ca: str | Path | None = None,
     max_message: int | None = None,
 ) -> SyncConnection:
-    """As `connect`, for code without an event loop: `with connect_sync(…) as hub`."""
+    """Reach a hub from code without an event loop, for `with`; the arguments are those of `connect`."""
     return SyncConnection(
         lambda: connect(
             target,

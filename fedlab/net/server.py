@@ -24,7 +24,7 @@ from fedlab.hub import Hub
 from fedlab.net.discovery import Announcement, announce, is_loopback
 from fedlab.net.metrics import Metrics
 from fedlab.net.protocol import FORMATS
-from fedlab.net.session import Completions, Connection, Session
+from fedlab.net.session import WRITE_LIMIT, Completions, Connection, Session
 from fedlab.net.settings import Settings
 from fedlab.net.tokens import KEY_FILE, load_key, read_token
 
@@ -46,8 +46,6 @@ logger = logging.getLogger("fedlab.net")
 GOING_AWAY = 1001
 CLOSE_TIMEOUT = 5.0
 """Seconds a client gets to answer our goodbye."""
-WRITE_LIMIT = 1 << 18
-"""Bytes of replies that may wait for a client before no more of its requests are read."""
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
 
 
@@ -319,7 +317,7 @@ def serve(
     retention_interval: float | None = None,
     settings: Settings | None = None,
 ) -> HubServer:
-    """A hub server: `async with serve(…) as server`.
+    """Make a hub a server, for `async with`; it listens from there to the end of the block.
 
     Args:
         data: The hub's directory, or a `Hub`, which then stays open.

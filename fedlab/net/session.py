@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import functools
 import logging
 import threading
@@ -59,6 +60,8 @@ INLINE_K = 100
 FIRST_PAGE = 200
 """Rows in the first page of a frame; the next ones are sized by the bytes of those before."""
 PAGE_BYTES = 1 << 20
+WRITE_LIMIT = 1 << 18
+"""Bytes of replies that may wait for a client before no more of its requests are begun."""
 MESSAGE = (Opcode.TEXT, Opcode.BINARY)
 
 
@@ -189,7 +192,7 @@ class Session:
                 self.socket.backlog -= 1
                 self.receive(data)
                 await self._wait_for_room()
-        except ConnectionClosed:
+        except (ConnectionClosed, OSError):
             pass
         finally:
             self.socket.session = None
@@ -257,7 +260,7 @@ class Session:
         return (
             self.under_way < settings.max_requests
             and self._bytes < settings.max_bytes
-            and not self.socket.transport.get_write_buffer_size()
+            and self.socket.transport.get_write_buffer_size() <= WRITE_LIMIT
         )
 
     def _enter(self, call: Call) -> None:
@@ -281,14 +284,15 @@ class Session:
 
     async def _wait_for_room(self) -> None:
         while not self.has_room():
-            if self.socket.transport.get_write_buffer_size():
-                await self.socket.drain()
-                if not self.socket.backlog:
-                    return
-                await asyncio.sleep(0)
-            else:
-                self._room.clear()
+            await self._drain()
+            self._room.clear()
+            if self.under_way and not self.has_room():
                 await self._room.wait()
+
+    async def _drain(self) -> None:
+        # A connection that breaks meanwhile is noticed where it is read.
+        with contextlib.suppress(OSError):
+            await self.socket.drain()
 
     def _begin(self, call: Call, params: Any) -> None:
         kind = type(params)
@@ -318,7 +322,7 @@ class Session:
                 await self._send_pages(call, params)
             else:
                 result = await self._perform(call.method, params)
-                await self.socket.drain()
+                await self._drain()
                 self.answer(call, result)
         except Exception as error:
             self.fail(call, error)
@@ -349,7 +353,7 @@ class Session:
         async for frame in self._pages(call.method, params):
             page = to_page(frame)
             if held is not None:
-                await self.socket.drain()
+                await self._drain()
                 self.answer(call, held, more=True)
             held = page
         self.answer(call, held)

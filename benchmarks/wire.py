@@ -1,0 +1,118 @@
+"""The hub over a real socket, server in its own process, beside a bare WebSocket echo and raw sqlite3."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import data, raw
+from fedlab import EphemeralAgent, connect
+
+
+@contextlib.contextmanager
+def hub_process(folder: Path) -> Iterator[str]:
+    """A hub server; yields its URL."""
+    log = folder / "hub.log"
+    command = [sys.executable, "-m", "fedlab", "hub", "--data", str(folder / "hub"), "--port", "0"]
+    with log.open("wb") as out:
+        process = subprocess.Popen([*command, "--embedder", "hashing"], stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 60
+        while " at ws://" not in log.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(log.read_text())
+            time.sleep(0.05)
+        yield log.read_text().split(" at ")[1].split(",")[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def pushes(url: str, clients: int = 64, each: int = 150) -> float:
+    """Acknowledged pushes a second: every client sends one episode a message and waits for its answer."""
+    episodes = [data.episodes(each, f"tenant-{number % 8}", seed=number) for number in range(clients)]
+    async with contextlib.AsyncExitStack() as stack:
+        hubs = [await stack.enter_async_context(connect(url)) for _ in range(clients)]
+
+        async def push(number: int) -> None:
+            for episode in episodes[number]:
+                await hubs[number].put(episode)
+
+        await asyncio.gather(*(hub.info() for hub in hubs))
+        start = time.perf_counter()
+        await asyncio.gather(*(push(number) for number in range(clients)))
+        return clients * each / (time.perf_counter() - start)
+
+
+def raw_puts(folder: Path, name: str, count: int = 500) -> float:
+    """Raw sqlite3, the same rows, one transaction each."""
+    sqlite = raw.Sqlite(folder / name)
+    rows = [sqlite.rows([each], number) for number, each in enumerate(data.episodes(count))]
+    start = time.perf_counter()
+    for each in rows:
+        sqlite.write(each)
+    return count / (time.perf_counter() - start)
+
+
+async def recall_p50(url: str, rounds: int = 1_000) -> float:
+    """Seconds of the median recall by vector, k = 10, rows included, 10 tenants of 1,000."""
+    async with connect(url) as hub:
+        for number in range(10):
+            await hub.put(data.episodes(1_000, f"recall-{number}", seed=number))
+        queries = data.vectors(rounds, seed=99)
+        for number in range(10):
+            await hub.recall(f"recall-{number}", queries[0], k=10)
+        times = []
+        for number in range(rounds):
+            start = time.perf_counter()
+            memories = await hub.recall(f"recall-{number % 10}", queries[number], k=10)
+            times.append(time.perf_counter() - start)
+            assert len(memories) == 10
+    return float(np.median(times))
+
+
+async def lives_per_second(url: str, rounds: int = 200) -> float:
+    """Spawn with an own connection, pull 10, push 1, destroy; one after the other."""
+    vectors = data.vectors(rounds, seed=5)
+    start = time.perf_counter()
+    for number in range(rounds):
+        agent = await EphemeralAgent.spawn(url, tenant_id="recall-0", lifetime=60)
+        assert len(await agent.query_memories(vectors[number], k=10)) == 10
+        await agent.store_episode(task="t", input="i", output="o", reward=1.0, vector=vectors[number])
+        await agent.destroy()
+    return rounds / (time.perf_counter() - start)
+
+
+def main() -> list[tuple]:
+    with tempfile.TemporaryDirectory() as name, raw.Echo() as echo:
+        folder = Path(name)
+        with hub_process(folder) as url:
+            pairs = [
+                (asyncio.run(pushes(url)), raw_puts(folder, f"raw-{number}.db")) for number in range(3)
+            ]
+            recalls = [(asyncio.run(recall_p50(url)), asyncio.run(raw.echo_p50(echo))) for _ in range(2)]
+            lives = [(asyncio.run(lives_per_second(url)), asyncio.run(raw.connects_per_second(echo))) for _ in range(3)]
+    median = lambda values: float(np.median(list(values)))  # noqa: E731
+    return [
+        ("64 clients, one episode a message", median(a for a, _ in pairs), median(a / b for a, b in pairs))
+        + ("/s", 3.0, "x raw sqlite3"),
+        ("recall by vector over the socket, p50", median(a for a, _ in recalls) * 1e3)
+        + (median(a / b for a, b in recalls), "ms", -8.0, "x a bare echo"),
+        ("spawn, pull 10, push 1, destroy", median(a for a, _ in lives), median(a / b for a, b in lives))
+        + ("/s", 0.25, "x connect-echo-close"),
+    ]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("FEDLAB_RUNTIME_DIR", tempfile.mkdtemp())
+    for row in main():
+        print(row)
