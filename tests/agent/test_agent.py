@@ -314,9 +314,7 @@ async def test_an_agent_that_is_dropped_with_unsynced_episodes_says_so(embedded,
 async def test_representations_tell_the_state(embedded, doing):
     agent = await embedded.spawn(agent_id="agent-001")
     await agent.store_episode(**doing)
-    assert repr(agent) == (
-        "<EphemeralAgent acme-corp/agent-001: alive, 300 s left, 1 memories in RAM, 1 unsynced>"
-    )
+    assert repr(agent) == ("<EphemeralAgent acme-corp/agent-001: alive, 300 s left, 1 memories in RAM, 1 unsynced>")
     assert "<code>acme-corp/agent-001</code>" in agent._repr_html_()
     await agent.destroy()
     assert repr(agent) == "<EphemeralAgent acme-corp/agent-001: destroyed>"

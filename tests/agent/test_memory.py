@@ -31,8 +31,7 @@ def episodes(n: int, **fields: object) -> list[Episode]:
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [Similarity(), Reward(), Recency(), Similarity() + 0.5 * Reward() + 0.3 * Recency(half_life_days=3)],
+    "policy", [Similarity(), Reward(), Recency(), Similarity() + 0.5 * Reward() + 0.3 * Recency(half_life_days=3)]
 )
 @pytest.mark.parametrize(
     "where",
@@ -52,9 +51,7 @@ def test_ram_ranks_and_filters_as_the_hub_does(policy, where):
     with Hub(":memory:", embedder=Hashing(16)) as hub:
         hub.put(held)
         expected = hub.recall("acme", query, 15, policy=policy, **where)
-        found = memory.search(
-            query.astype(np.float16), 15, policy, Filter.of(**where), hub.clock.now()
-        )
+        found = memory.search(query.astype(np.float16), 15, policy, Filter.of(**where), hub.clock.now())
     assert [each.episode.id for each in found] == [each.episode.id for each in expected]
     assert [each.score for each in found] == pytest.approx([each.score for each in expected], abs=1e-3)
 

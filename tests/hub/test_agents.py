@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 import pytest
 
 from fedlab import Hub, IdConflict, QuotaExceeded, SimulatedClock
+
+from .conftest import wait_until
 
 MINUTE = 60
 
@@ -88,10 +91,8 @@ def test_a_crowd_that_comes_at_once_does_not_pass_the_quota(hub, stalled):
     spawned = []
     with stalled(hub):
         for number in range(60):
-            try:
+            with contextlib.suppress(QuotaExceeded):
                 spawned.append(hub.spawn_agent_soon("acme", f"a{number}", lifetime=5))
-            except QuotaExceeded:
-                pass
     assert sum(future.exception(20) is None for future in spawned) == 30
     assert hub.stats("acme").agents_alive == 30
 
@@ -136,9 +137,7 @@ def test_an_agent_that_came_back_in_time_is_not_marked_by_a_sweep_that_began_bef
     with ThreadPoolExecutor(1) as other, stalled(hub):
         back = hub.spawn_agent_soon("acme", "a", lifetime=5 * MINUTE, resume=True)
         sweep = other.submit(hub.expire_leases)
-        while not sweep.running():
-            pass
-        sweep = [sweep, other.submit(list)][0]
+        wait_until(sweep.running)
     assert back.result(20).status == "alive"
     assert sweep.result(20) == []
     assert status(hub) == ["alive"]

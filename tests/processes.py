@@ -1,0 +1,76 @@
+"""A real hub in a real process, for tests that stop, kill and restart it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+SERVER = Path(__file__).parents[1] / "hub_server.py"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class HubProcess:
+    """`hub_server.py` on one port, which can be stopped, killed and started again.
+
+    Args:
+        data: The hub's directory.
+        embedder: `hashing` needs no model.
+    """
+
+    def __init__(self, data: Path, embedder: str = "hashing") -> None:
+        self.data = data
+        self.port = free_port()
+        self.url = f"ws://127.0.0.1:{self.port}"
+        self.log = data.with_name(data.name + ".log")
+        self._embedder = embedder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, str(SERVER), "--data", str(self.data), "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--embedder", self._embedder], stdout=log, stderr=log, cwd=self.data.parent
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+                    answer.read()
+                    return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"the hub did not start:\n{self.log.read_text()}") from None
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and wait; returns the exit code."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.terminate()
+        return self._process.wait(timeout=60)
+
+    def __enter__(self) -> HubProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
