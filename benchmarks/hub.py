@@ -72,7 +72,9 @@ def texts(folder: Path) -> list[tuple]:
         alone = float(np.median(ours)), float(np.median(ours) / np.median(theirs))
         pairs = []
         for part in range(200, 968, 256):
-            theirs_rate = rate(lambda p=part: [model.embed(sentences[p : p + 64]), model.embed(sentences[p + 64 : p + 128])], 128)
+            theirs_rate = rate(
+                lambda p=part: [model.embed(sentences[p : p + 64]), model.embed(sentences[p + 64 : p + 128])], 128
+            )
             ours_rate = rate(lambda p=part: _at_once(hub, sentences[p + 128 : p + 256]), 128)
             pairs.append((ours_rate, theirs_rate))
     return [

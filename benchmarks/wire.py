@@ -96,9 +96,7 @@ def main() -> list[tuple]:
     with tempfile.TemporaryDirectory() as name, raw.Echo() as echo:
         folder = Path(name)
         with hub_process(folder) as url:
-            pairs = [
-                (asyncio.run(pushes(url)), raw_puts(folder, f"raw-{number}.db")) for number in range(3)
-            ]
+            pairs = [(asyncio.run(pushes(url)), raw_puts(folder, f"raw-{number}.db")) for number in range(3)]
             recalls = [(asyncio.run(recall_p50(url)), asyncio.run(raw.echo_p50(echo))) for _ in range(2)]
             lives = [(asyncio.run(lives_per_second(url)), asyncio.run(raw.connects_per_second(echo))) for _ in range(3)]
     median = lambda values: float(np.median(list(values)))  # noqa: E731

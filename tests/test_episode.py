@@ -26,7 +26,26 @@ def nested(depth: int) -> dict:
 
 
 GOOD_NAMES = ["a", "0", "acme-corp", "A.b_c-9", "a..b", "x" * 128]
-BAD_NAMES = ["", " ", "a b", "a/b", "..", ".", "/", "a\0b", "x" * 129, "x" * 10_000, "аcme", "ａcme", "a\n", "-a", "\ud800", None, 7, b"a"]  # noqa: RUF001
+BAD_NAMES = [
+    "",
+    " ",
+    "a b",
+    "a/b",
+    "..",
+    ".",
+    "/",
+    "a\0b",
+    "x" * 129,
+    "x" * 10_000,
+    "аcme",
+    "ａcme",
+    "a\n",
+    "-a",
+    "\ud800",
+    None,
+    7,
+    b"a",
+]  # noqa: RUF001
 BAD = [
     *[("tenant_id", name) for name in BAD_NAMES],
     *[("agent_id", name) for name in BAD_NAMES],

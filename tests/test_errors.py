@@ -15,7 +15,9 @@ def family(cls: type, depth: int = 0) -> list[tuple[int, str]]:
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
     lines = errors.__doc__.splitlines()
-    drawn = [(match.start(1) // 4, match[1]) for line in lines if (match := re.match(r"[│├└─ ]*([A-Z]\w+)(  |$)", line))]
+    drawn = [
+        (match.start(1) // 4, match[1]) for line in lines if (match := re.match(r"[│├└─ ]*([A-Z]\w+)(  |$)", line))
+    ]
     assert drawn == family(fedlab.FedlabError)
 
 
@@ -35,7 +37,12 @@ def test_an_error_carries_its_facts():
 
 @pytest.mark.parametrize(
     ("raised", "builtin"),
-    [("InvalidEpisode", ValueError), ("InvalidVector", ValueError), ("HubUnavailable", ConnectionError), ("UnknownTenant", LookupError)],
+    [
+        ("InvalidEpisode", ValueError),
+        ("InvalidVector", ValueError),
+        ("HubUnavailable", ConnectionError),
+        ("UnknownTenant", LookupError),
+    ],
 )
 def test_python_code_can_catch_what_it_knows(raised, builtin):
     assert issubclass(getattr(fedlab, raised), builtin)

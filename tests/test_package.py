@@ -33,7 +33,9 @@ def test_the_names_of_the_design_are_public():
 
 def test_a_public_name_says_where_it_lives():
     foreign = [
-        name for name in fedlab.__all__ if not getattr(getattr(fedlab, name), "__module__", "fedlab").startswith("fedlab")
+        name
+        for name in fedlab.__all__
+        if not getattr(getattr(fedlab, name), "__module__", "fedlab").startswith("fedlab")
     ]
     assert foreign == []
 

@@ -112,7 +112,7 @@ def _numbers(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -> 
             changes.c.kind == "episode_stored",
             changes.c.subject.in_(uids[start : start + _PARAMETERS]),
         )
-        numbers.update(dict(connection.execute(query).tuples().all()))
+        numbers.update({row.subject: row.seq for row in connection.execute(query)})
     return numbers
 
 

@@ -36,7 +36,7 @@ def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors
         part = tuple(ids[start : start + _PARAMETERS])
         marks = f"({','.join('?' * len(part))})"
         rows = connection.exec_driver_sql(
-            f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE id IN {marks}",  # noqa: S608 - only marks
+            f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE id IN {marks}",  # noqa: S608
             part,
         ).fetchall()
         sources: dict[int, list[str]] = {}
@@ -48,14 +48,8 @@ def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors
             sources.setdefault(number, []).append(source)
         held: dict[int, bytes] = {}
         if with_vectors:
-            held = dict(
-                connection.exec_driver_sql(
-                    f"SELECT episode_id, vector FROM vectors WHERE episode_id IN {marks}",  # noqa: S608
-                    part,
-                )
-                .tuples()
-                .all()
-            )
+            statement = f"SELECT episode_id, vector FROM vectors WHERE episode_id IN {marks}"  # noqa: S608
+            held = {row[0]: row[1] for row in connection.exec_driver_sql(statement, part)}
         for row in rows:
             found[row[0]] = _episode(row, sources.get(row[0], ()), held.get(row[0]))
     return found

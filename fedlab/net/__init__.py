@@ -1,6 +1,6 @@
 """The WebSocket shell around a hub: server, clients, tokens. `HubConnection` is what they all speak."""
 
-from fedlab.net.connect import connect, connect_sync
+from fedlab.net.connecting import connect, connect_sync
 from fedlab.net.connection import HubConnection
 from fedlab.net.local import LocalConnection
 from fedlab.net.server import HubServer, serve

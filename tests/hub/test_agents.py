@@ -105,7 +105,9 @@ def test_an_agent_crashes_when_its_lease_ends_and_not_before(hub, clock):
     clock.advance(milliseconds=29_999)
     assert hub.expire_leases() == []
     clock.advance(milliseconds=1)
-    assert [(each.agent_id, each.status, each.ended_at) for each in hub.expire_leases()] == [("a", "crashed", clock.now())]
+    assert [(each.agent_id, each.status, each.ended_at) for each in hub.expire_leases()] == [
+        ("a", "crashed", clock.now())
+    ]
     assert hub.expire_leases() == []
     assert status(hub) == ["crashed"]
 
@@ -210,7 +212,9 @@ def test_agents_that_sync_all_at_once_miss_nothing_and_hear_nothing_twice(hub, e
         me, after, mine = f"a{number}", 0, heard.setdefault(f"a{number}", [])
         start.wait(20)
         for turn in range(25):
-            delta = hub.sync_agent("acme", me, [episode(turn, agent_id=me, vector=vector(number))], after=after, limit=1_000)
+            delta = hub.sync_agent(
+                "acme", me, [episode(turn, agent_id=me, vector=vector(number))], after=after, limit=1_000
+            )
             after = delta.seq
             mine += [each.id for each in delta.stored]
         start.wait(20)

@@ -40,7 +40,14 @@ def contents(hub: Hub) -> tuple:
 
 
 def test_an_episode_comes_back_as_it_was_put(hub, episode, vector):
-    put = episode(1, vector=vector(1), sources=("a", "b"), metadata={"z": [1, None, {"é": 2.5}], "n": 10**30}, created_at=5, expires_at=9)
+    put = episode(
+        1,
+        vector=vector(1),
+        sources=("a", "b"),
+        metadata={"z": [1, None, {"é": 2.5}], "n": 10**30},
+        created_at=5,
+        expires_at=9,
+    )
     hub.put(put)
     assert hub.recall("acme", put.vector, vectors=True)[0].episode == put
     assert hub.recall("acme", put.vector)[0].vector is None
@@ -101,7 +108,9 @@ def test_an_id_with_other_content_is_refused_and_nothing_changes(hub, episode, v
     hub.put([episode(1, id="x", vector=vector(1)), episode(2)])
     before = contents(hub)
     with pytest.raises(IdConflict) as caught:
-        hub.put([episode(3), episode(1, id="x", **{"vector": vector(1), field: OTHER[field]}), episode(4, tenant_id="new")])
+        hub.put(
+            [episode(3), episode(1, id="x", **{"vector": vector(1), field: OTHER[field]}), episode(4, tenant_id="new")]
+        )
     assert (caught.value.ids, caught.value.forgotten) == (["x"], False)
     assert contents(hub) == before
     assert len(hub.recall("acme", vector(1), 100)) == 2
@@ -298,7 +307,9 @@ def test_forgotten_is_gone_for_good_and_the_log_says_why(tmp_path, episode, vect
     with Hub(tmp_path) as hub:
         assert {each.id for each in hub.recall("acme", vector(0), 1200)} == set(ids[700:])
         log = hub.read_changes(kind="episode_forgotten", limit=None)
-        assert sorted((each.subject, each.reason, each.actor) for each in log) == sorted((each, "too old", "me") for each in ids[:700])
+        assert sorted((each.subject, each.reason, each.actor) for each in log) == sorted(
+            (each, "too old", "me") for each in ids[:700]
+        )
         assert hub.stats().forgotten == 700
         assert hub.verify().problems == []
 

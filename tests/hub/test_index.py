@@ -203,7 +203,13 @@ class AnySequence(RuleBasedStateMachine):
         self.hub = Hub(self.path, self.clock, "hashing-8", "off")
         self.put([(np.ones(8), 0.5, "a", 0)])
 
-    @rule(drafts=st.lists(st.tuples(directions, st.sampled_from([0, 0.5, 1]), st.sampled_from("abc"), st.integers(0, 5)), min_size=1, max_size=20))
+    @rule(
+        drafts=st.lists(
+            st.tuples(directions, st.sampled_from([0, 0.5, 1]), st.sampled_from("abc"), st.integers(0, 5)),
+            min_size=1,
+            max_size=20,
+        )
+    )
     def put(self, drafts: list) -> None:
         batch = [
             Episode(tenant_id="acme", agent_id="x", task=task, input="", output="", reward=reward, vector=vector, created_at=self.clock.now() - age * DAY)
@@ -232,7 +238,12 @@ class AnySequence(RuleBasedStateMachine):
     def wait(self, days: float) -> None:
         self.clock.advance(days=days)
 
-    @rule(query=directions, policy=st.sampled_from(sorted(POLICIES)), k=st.integers(1, 30), task=st.sampled_from(["a", "b", None, None]))
+    @rule(
+        query=directions,
+        policy=st.sampled_from(sorted(POLICIES)),
+        k=st.integers(1, 30),
+        task=st.sampled_from(["a", "b", None, None]),
+    )
     def recall(self, query: np.ndarray, policy: str, k: int, task: str | None) -> None:
         where = {} if task is None else {"task": task}
         found = self.hub.recall("acme", query, k, policy=POLICIES[policy], **where)
@@ -324,7 +335,9 @@ def test_recall_never_falters_while_others_put_and_forget(tmp_path, episode, vec
 
         def churn(number: int) -> None:
             for turn in range(40):
-                batch = [episode(turn * 7 + n, agent_id=f"a{number}", vector=vector(n), task="churn") for n in range(20)]
+                batch = [
+                    episode(turn * 7 + n, agent_id=f"a{number}", vector=vector(n), task="churn") for n in range(20)
+                ]
                 hub.put(batch)
                 assert hub.forget("acme", [each.id for each in batch[:15]], reason="r") == 15
 

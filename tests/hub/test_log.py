@@ -37,7 +37,9 @@ def test_the_log_can_be_read_from_any_place_and_by_tenant_and_kind(hub, episode)
     everything = hub.read_changes()
     assert hub.read_changes(4, limit=3) == everything[4:7]
     assert hub.read_changes(tenant_id="t1") == [each for each in everything if each.tenant_id == "t1"]
-    assert hub.read_changes(kind="episode_stored", limit=None) == [each for each in everything if each.kind == "episode_stored"]
+    assert hub.read_changes(kind="episode_stored", limit=None) == [
+        each for each in everything if each.kind == "episode_stored"
+    ]
     assert hub.changes(after=4)["seq"].to_list() == [each.seq for each in everything[4:]]
     assert hub.read_changes(10**9) == []
 
@@ -75,7 +77,11 @@ def test_the_log_goes_on_after_a_restart(tmp_path, episode):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["put", "put", "forget"]), st.integers(0, 6), st.sampled_from("ab")), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "put", "forget"]), st.integers(0, 6), st.sampled_from("ab")), max_size=12
+    )
+)
 def test_replaying_the_log_gives_the_memory_at_every_moment(steps):
     fresh = itertools.count()
     with Hub(":memory:", embedder="hashing") as hub:
@@ -84,7 +90,12 @@ def test_replaying_the_log_gives_the_memory_at_every_moment(steps):
         for verb, number, tenant in steps:
             if verb == "put":
                 batch = [(tenant, f"x{next(fresh)}") for _ in range(number)]
-                hub.put([Episode(tenant_id=tenant, agent_id="a", id=uid, task="t", input=uid, output="", reward=0) for _, uid in batch])
+                hub.put(
+                    [
+                        Episode(tenant_id=tenant, agent_id="a", id=uid, task="t", input=uid, output="", reward=0)
+                        for _, uid in batch
+                    ]
+                )
                 live |= set(batch)
             elif (tenant, "x0") in live or any(tenant == each for each, _ in live):
                 going = sorted(live)[:number]

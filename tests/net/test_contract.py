@@ -29,8 +29,13 @@ Make = Callable[..., Episode]
 
 async def test_what_was_put_is_recalled_with_all_its_fields(connection: HubConnection, episode: Make, vector: Any):
     made = episode(
-        1, input="ünï 中 \U0001f600", metadata={"a": [1, {"b": None}]}, sources=("s1", "s2"), expires_at=2_000_000_000_000,
-        created_at=5, vector=vector(1),
+        1,
+        input="ünï 中 \U0001f600",
+        metadata={"a": [1, {"b": None}]},
+        sources=("s1", "s2"),
+        expires_at=2_000_000_000_000,
+        created_at=5,
+        vector=vector(1),
     )
     assert await connection.put(made) == (await connection.info()).seq
     [memory] = await connection.recall("acme", vector(1), k=5, vectors=True)

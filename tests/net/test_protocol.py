@@ -43,9 +43,15 @@ vectors = st.lists(st.floats(-100, 100, width=16).filter(bool), min_size=1, max_
 @st.composite
 def episodes(draw: st.DrawFn) -> Episode:
     return Episode(
-        tenant_id="t", agent_id="a", task=draw(texts.filter(str.strip)), input=draw(texts), output=draw(texts),
-        reward=draw(st.floats(allow_nan=False, allow_infinity=False)), vector=draw(st.none() | vectors),
-        metadata=draw(st.dictionaries(texts, plain, max_size=3)), created_at=draw(st.none() | st.integers(0, 10**12)),
+        tenant_id="t",
+        agent_id="a",
+        task=draw(texts.filter(str.strip)),
+        input=draw(texts),
+        output=draw(texts),
+        reward=draw(st.floats(allow_nan=False, allow_infinity=False)),
+        vector=draw(st.none() | vectors),
+        metadata=draw(st.dictionaries(texts, plain, max_size=3)),
+        created_at=draw(st.none() | st.integers(0, 10**12)),
     )
 
 
@@ -103,7 +109,8 @@ def test_vectors_travel_as_float16_and_may_come_as_numbers(form: Format[Any]):
 
 @both
 @pytest.mark.parametrize(
-    "vector", [["1", "2"], [True], [[1.0], [2.0]], "not base64!", b"odd", {"a": 1}, 7, [1e9] * 3, [float("nan")], [0, 0]]
+    "vector",
+    [["1", "2"], [True], [[1.0], [2.0]], "not base64!", b"odd", {"a": 1}, 7, [1e9] * 3, [float("nan")], [0, 0]],
 )
 def test_what_is_no_vector_is_named(form: Format[Any], vector: Any):
     values = {"tenant_id": "t", "agent_id": "a", "task": "x", "input": "", "output": "", "reward": 1, "vector": vector}
@@ -117,14 +124,25 @@ def test_what_is_no_vector_is_named(form: Format[Any], vector: Any):
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"reward": "0.9"}, "reward"), ({"reward": None}, "reward"), ({"reward": True}, "reward"), ({"task": ""}, "task"),
-        ({"task": 7}, "task"), ({"tenant_id": "a/b"}, "tenant_id"), ({"tenant_id": ".."}, "tenant_id"),
-        ({"agent_id": "a" * 10_000}, "agent_id"), ({"input": "nul \0"}, "input"), ({"metadata": [1]}, "metadata"),
-        ({"session_id": "t/other"}, "session_id"), ({"created_at": -1}, "created_at"), ({"output": ...}, "output"),
+        ({"reward": "0.9"}, "reward"),
+        ({"reward": None}, "reward"),
+        ({"reward": True}, "reward"),
+        ({"task": ""}, "task"),
+        ({"task": 7}, "task"),
+        ({"tenant_id": "a/b"}, "tenant_id"),
+        ({"tenant_id": ".."}, "tenant_id"),
+        ({"agent_id": "a" * 10_000}, "agent_id"),
+        ({"input": "nul \0"}, "input"),
+        ({"metadata": [1]}, "metadata"),
+        ({"session_id": "t/other"}, "session_id"),
+        ({"created_at": -1}, "created_at"),
+        ({"output": ...}, "output"),
         ({"output": "x" * 5_000_000}, "output"),
     ],
 )
-def test_a_bad_episode_is_an_invalid_episode_that_names_the_field(form: Format[Any], change: dict[str, Any], field: str):
+def test_a_bad_episode_is_an_invalid_episode_that_names_the_field(
+    form: Format[Any], change: dict[str, Any], field: str
+):
     values = {"tenant_id": "t", "agent_id": "a", "task": "x", "input": "i", "output": "o", "reward": 1.0} | change
     values = {name: value for name, value in values.items() if value is not ...}
     with pytest.raises(InvalidEpisode) as error:

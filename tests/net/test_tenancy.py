@@ -26,8 +26,13 @@ async def test_a_token_opens_its_own_tenant_only(server: HubServer, token: Any, 
     async with fedlab.connect(server.url, token("acme", role)) as hub:
         for tenant in ("rival", "Acme", "acm\u0435", "acme/../rival", "x" * 10_000, ""):
             for call in (
-                hub.recall(tenant, "x"), hub.episodes(tenant), hub.agents(tenant), hub.stats(tenant),
-                hub.changes(tenant_id=tenant), hub.retention(tenant), hub.preview_retention(tenant, MinReward(1)),
+                hub.recall(tenant, "x"),
+                hub.episodes(tenant),
+                hub.agents(tenant),
+                hub.stats(tenant),
+                hub.changes(tenant_id=tenant),
+                hub.retention(tenant),
+                hub.preview_retention(tenant, MinReward(1)),
             ):
                 with pytest.raises(PermissionDenied):
                     await call
@@ -50,9 +55,13 @@ async def test_an_observer_writes_nothing(server: HubServer, token: Any, episode
     before = hub.info().seq
     async with fedlab.connect(server.url, token("acme", "observer")) as connection:
         for call in (
-            connection.put(episode(50)), connection.spawn_agent("acme", "a", lifetime=9),
-            connection.sync_agent("acme", "a", after=0), connection.forget("acme", ["x"], reason="r"),
-            connection.set_retention("acme", MinReward(1)), connection.apply_retention("acme"), connection.verify(),
+            connection.put(episode(50)),
+            connection.spawn_agent("acme", "a", lifetime=9),
+            connection.sync_agent("acme", "a", after=0),
+            connection.forget("acme", ["x"], reason="r"),
+            connection.set_retention("acme", MinReward(1)),
+            connection.apply_retention("acme"),
+            connection.verify(),
         ):
             with pytest.raises(PermissionDenied, match="role"):
                 await call
@@ -63,11 +72,14 @@ async def test_an_agent_writes_as_itself_only(server: HubServer, token: Any, epi
     before = hub.info().seq
     async with fedlab.connect(server.url, token("acme", "agent", "me")) as connection:
         for call in (
-            connection.put(episode(50)), connection.put([episode(51, agent_id="me"), episode(52)]),
+            connection.put(episode(50)),
+            connection.put([episode(51, agent_id="me"), episode(52)]),
             connection.put(episode(53, agent_id="me", tenant_id="rival")),
-            connection.spawn_agent("acme", "you", lifetime=9), connection.spawn_agent("rival", "me", lifetime=9),
+            connection.spawn_agent("acme", "you", lifetime=9),
+            connection.spawn_agent("rival", "me", lifetime=9),
             connection.sync_agent("acme", "you", after=0),
-            connection.sync_agent("acme", "me", [episode(54)], after=0), connection.forget("acme", ["x"], reason="r"),
+            connection.sync_agent("acme", "me", [episode(54)], after=0),
+            connection.forget("acme", ["x"], reason="r"),
         ):
             with pytest.raises(PermissionDenied):
                 await call

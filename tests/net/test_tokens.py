@@ -76,7 +76,9 @@ def test_whatever_is_sent_as_a_token_is_refused_in_order(token: str):
         read_token(KEY, "hub", token)
 
 
-@pytest.mark.parametrize("arguments", [("acme", "root"), (None, "agent"), (None, "observer"), ("a/b", "agent"), ("", "agent")])
+@pytest.mark.parametrize(
+    "arguments", [("acme", "root"), (None, "agent"), (None, "observer"), ("a/b", "agent"), ("", "agent")]
+)
 def test_a_token_that_would_be_refused_is_not_made(arguments: tuple[Any, Any]):
     with pytest.raises(InvalidRequest):
         make_token(KEY, "hub", *arguments)
