@@ -34,6 +34,11 @@ MAX_SOURCES = 1_000
 Vector: TypeAlias = np.ndarray[Any, Any]
 """A read-only array of shape (dimension,), dtype float16: the precision in which the hub keeps it."""
 
+MAX_NOTE = 1_000
+"""Longest reason or actor in the change log, in characters."""
+MAX_DEPTH = 100
+"""Deepest nesting of metadata."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _force = msgspec.structs.force_setattr
@@ -162,6 +167,8 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
             if not isinstance(self.reward, Real) or isinstance(self.reward, bool):
                 raise _wrong("reward", "a number", self.reward)
             _force(self, "reward", float(self.reward))
+        elif not self.reward:
+            _force(self, "reward", 0.0)  # -0.0 does not survive the database
         if not math.isfinite(self.reward):
             raise InvalidEpisode(f"reward is {self.reward}: it must be a finite number", field="reward")
         own_session = f"{self.tenant_id}/{self.agent_id}"
@@ -242,6 +249,21 @@ def _wrong(field: str, wanted: str, value: object) -> InvalidEpisode:
     return InvalidEpisode(f"{field} must be {wanted}, not {type(value).__name__} {value!r:.80}", field=field)
 
 
+def check_note(value: object, what: str) -> str:
+    """`value` if it can stand in the change log: short text with something in it.
+
+    Raises:
+        InvalidRequest: If it is not.
+    """
+    try:
+        _check_text(value, what)
+    except InvalidEpisode as error:
+        raise InvalidRequest(error.message, field=what) from None
+    if not str(value).strip() or len(str(value)) > MAX_NOTE:
+        raise InvalidRequest(f"{what} is 1 to {MAX_NOTE:,} characters of text, not {value!r:.80}", field=what)
+    return str(value)
+
+
 def _check_text(value: object, field: str) -> None:
     if not isinstance(value, str):
         raise _wrong(field, "text (json.dumps makes text of anything)", value)
@@ -278,10 +300,21 @@ def _check_sources(episode: Episode) -> None:
     _force(episode, "sources", tuple(dict.fromkeys(sources)))
 
 
+def _check_depth(value: object, left: int) -> None:
+    if left == 0:
+        raise InvalidEpisode(f"metadata is nested more than {MAX_DEPTH} levels deep", field="metadata")
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            _check_depth(each, left - 1)
+
+
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
         raise _wrong("metadata", "a dict with text keys", metadata)
     try:
+        _check_depth(metadata, MAX_DEPTH)
         text = metadata_json(metadata)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -106,7 +106,9 @@ class RecallPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """
         score = np.zeros(len(ids))
         if self.reward:
-            score += self.reward * rewards
+            with np.errstate(over="ignore"):
+                # A reward too large to be weighted still ranks, and infinity marks what is filtered out.
+                score += np.clip(self.reward * rewards, -np.finfo(float).max / 4, np.finfo(float).max / 4)
         if self.recency:
             age_days = np.maximum(now - created_at, 0) / 86_400_000
             score += self.recency * np.exp2(-age_days / self.half_life_days)
@@ -229,7 +231,7 @@ def _number(value: Any, what: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, (str, bool)) or math.isnan(number):
         raise InvalidRequest(f"{what} must be a number, not {type(value).__name__} {value!r:.80}", field=what)
@@ -237,6 +239,23 @@ def _number(value: Any, what: str) -> float | None:
 
 
 def _text(value: Any, what: str) -> str | None:
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return None
+    if not isinstance(value, str):
         raise InvalidRequest(f"{what} must be text, not {type(value).__name__} {value!r:.80}", field=what)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} {value!r:.80} holds a lone surrogate: it is no valid text", field=what) from None
     return value
+
+
+def check_count(value: object, what: str, *, least: int = 0) -> int:
+    """`value` if it is an integer of at least `least`.
+
+    Raises:
+        InvalidRequest: If it is not.
+    """
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value < 2**63:
+        return int(value)
+    raise InvalidRequest(f"{what} must be an integer from {least}, not {value!r:.40}", field=what)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from fedlab.clock import SystemClock
 from fedlab.embedding import EmbeddingService, get_embedder
-from fedlab.episode import Episode, Memory, check_name, to_vector
+from fedlab.episode import Episode, Memory, check_name, check_note, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest, UnknownTenant
 from fedlab.hub import forgetting, operations, reading, schema
 from fedlab.hub import verify as verifying
@@ -32,7 +33,7 @@ from fedlab.hub.values import (
     VerifyReport,
 )
 from fedlab.hub.writer import Writer
-from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_k
+from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_count, check_k
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Hub:
             IdConflict: If an id was stored with other content, or was stored and forgotten.
             InvalidVector: If a vector has another dimension than the hub's.
         """
-        batch = self._checked(episodes)
+        batch = self._checked(episodes, actor)
         if any(episode.vector is None for episode in batch):
             return self.put_soon(batch, actor=actor).result()
         vectors = [episode.vector for episode in batch if episode.vector is not None]
@@ -160,7 +161,7 @@ class Hub:
 
     def put_soon(self, episodes: Episode | Sequence[Episode], *, actor: str = "local") -> Future[int]:
         """As `put`, at once: the future is done when the episodes are durable."""
-        batch = self._checked(episodes)
+        batch = self._checked(episodes, actor)
         if not batch:
             return done(self._writer.head.seq)
         return self._embedded(
@@ -203,7 +204,10 @@ class Hub:
         """
         self._require(tenant_id)
         k = check_k(k)
-        policy = policy or SIMILARITY
+        if policy is None:
+            policy = SIMILARITY
+        elif not isinstance(policy, RecallPolicy):
+            raise InvalidRequest(f"policy must be a RecallPolicy, not {type(policy).__name__} {policy!r:.80}")
         where = Filter.of(min_reward, since, until, task, agent_id)
         vector = self._query_vector(query, policy)
         index = self._indexes.get(tenant_id)
@@ -238,11 +242,13 @@ class Hub:
             How many were there.
         """
         self._require(tenant_id)
-        if isinstance(ids, str) or not all(isinstance(each, str) for each in ids):
-            raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
-        if not isinstance(reason, str) or not reason.strip():
-            raise InvalidRequest("forgetting needs a reason: it is all that the log keeps", field="reason")
-        wanted = list(ids)
+        wanted = [] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
+        if not all(isinstance(each, str) for each in wanted) or (not wanted and not isinstance(ids, Sized)):
+            raise InvalidRequest(f"ids must be episode ids, not {ids!r:.80}", field="ids")
+        if isinstance(ids, str):
+            raise InvalidRequest(f"ids must be a sequence of ids: give [{ids!r:.80}]", field="ids")
+        check_note(reason, "reason")
+        check_note(actor, "actor")
         return self._writer.run(
             lambda tx: operations.forget(tx, tenant_id, wanted, reason=reason, actor=actor), len(wanted) + 1
         )
@@ -276,18 +282,20 @@ class Hub:
         number = isinstance(lifetime, (int, float)) and not isinstance(lifetime, bool)
         if not number or not 0 < lifetime <= MAX_LIFETIME:
             raise InvalidRequest(f"lifetime is a positive number of seconds, not {lifetime!r:.40}", field="lifetime")
-        self._leases.check_room(tenant_id, agent_id)
+        if actor is not None:
+            check_note(actor, "actor")
+
+        def spawn(tx: Transaction) -> AgentRecord:
+            self._leases.check_room(tenant_id, agent_id, tx.granted)
+            return operations.spawn(
+                tx, tenant_id, agent_id, lifetime_ms=round(lifetime * 1000), resume=resume, actor=actor or agent_id
+            )
 
         def granted(record: AgentRecord) -> Future[AgentRecord]:
             self._leases.grant(tenant_id, agent_id, record.expires_at)
             return done(record)
 
-        committed = self._writer.submit(
-            lambda tx: operations.spawn(
-                tx, tenant_id, agent_id, lifetime_ms=round(lifetime * 1000), resume=resume, actor=actor or agent_id
-            )
-        )
-        return then(committed, granted)
+        return then(self._writer.submit(spawn), granted)
 
     def sync_agent(
         self,
@@ -328,6 +336,9 @@ class Hub:
     ) -> Future[Delta]:
         """As `sync_agent`, at once; the delta is read in whatever thread completes the commit."""
         self._require(tenant_id)
+        check_name(agent_id, "agent_id")
+        after, limit = check_count(after, "after"), check_count(limit, "limit")
+        recalled = check_count(recalled, "recalled")
         batch = self._checked(episodes)
         foreign = {each.tenant_id for each in batch} - {tenant_id}
         if foreign:
@@ -356,16 +367,20 @@ class Hub:
 
     def release_agent(self, tenant_id: str, agent_id: str) -> None:
         """The agent's connection is gone: from now on its lease runs."""
+        self._require_open()
         self._leases.release(tenant_id, agent_id)
 
     def expire_leases(self) -> list[AgentRecord]:
         """Mark agents whose lease has ended as crashed; returns them."""
+        self._require_open()
         if not self._leases.over():
             return []
 
         def expire(tx: Transaction) -> list[AgentRecord]:
             # Looked up again: an agent may have come back while this waited for its turn.
-            ended = [operations.end(tx, *key, "crashed", actor="hub") for key in self._leases.over()]
+            ended = [
+                operations.end(tx, *key, "crashed", actor="hub") for key in self._leases.over() if key not in tx.granted
+            ]
             return [record for record in ended if record is not None]
 
         crashed = self._writer.run(expire)
@@ -402,6 +417,8 @@ class Hub:
         if tenant_id is not None:
             self._require(tenant_id)
         where = Filter.of(min_reward, since, until, task, agent_id)
+        after = check_count(after, "after")
+        limit = None if limit is None else check_count(limit, "limit")
         with self._reading() as connection:
             return reading.episodes_frame(connection, tenant_id, where, after=after, limit=limit)
 
@@ -429,11 +446,14 @@ class Hub:
         """The change log after a seq, as values: what a consumer of the log reads."""
         if tenant_id is not None:
             self._require(tenant_id)
+        after = check_count(after, "after")
+        limit = None if limit is None else check_count(limit, "limit")
         with self._reading() as connection:
             return reading.read_changes(connection, after, tenant_id=tenant_id, kind=kind, limit=limit)
 
     def on_commit(self, callback: Callable[[int], object]) -> Callable[[], None]:
         """Have `callback(seq)` called in the writer thread after each commit; returns what undoes it."""
+        self._require_open()
         self._listeners = [*self._listeners, callback]
 
         def undo() -> None:
@@ -555,8 +575,11 @@ class Hub:
         for listener in self._listeners:
             listener(tx.head.seq)
 
-    def _checked(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
+    def _checked(self, episodes: Episode | Sequence[Episode], actor: str = "local") -> list[Episode]:
         self._require_open()
+        check_note(actor, "actor")
+        if not isinstance(episodes, (Episode, Iterable)):
+            raise InvalidRequest(f"an Episode or a sequence of them is wanted, not {episodes!r:.80}")
         batch = [episodes] if isinstance(episodes, Episode) else list(episodes)
         for episode in batch:
             if not isinstance(episode, Episode):

@@ -33,15 +33,16 @@ class Leases:
         self._until = dict.fromkeys(alive, until)
         self._alive = Counter(tenant_id for tenant_id, _ in self._until)
 
-    def check_room(self, tenant_id: str, agent_id: str) -> None:
-        """Whether the tenant may have this agent too.
+    def check_room(self, tenant_id: str, agent_id: str, granted: set[tuple[str, str]]) -> None:
+        """Whether the tenant may have this agent too, beside those who get a lease in the same transaction.
 
         Raises:
             QuotaExceeded: If it may not.
         """
-        if self._alive[tenant_id] >= self._most and (tenant_id, agent_id) not in self._until:
+        alive = self._alive[tenant_id] + sum(key[0] == tenant_id and key not in self._until for key in granted)
+        if alive >= self._most and (tenant_id, agent_id) not in self._until:
             raise QuotaExceeded(
-                f"tenant {tenant_id!r} has {self._alive[tenant_id]:,} living agents, as many as"
+                f"tenant {tenant_id!r} has {alive:,} living agents, as many as"
                 f" max_agents_per_tenant={self._most:,} allows"
             )
 

@@ -133,6 +133,7 @@ class Transaction:
     new_tenants: set[str] = field(default_factory=set)
     events: list[Stored | Forgotten] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
+    granted: set[tuple[str, str]] = field(default_factory=set)
     _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
 
     def log(

@@ -36,10 +36,12 @@ def put(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector], a
     Raises:
         IdConflict: If an id was stored before with other content, or was forgotten since.
     """
-    known = _known(tx, batch, embedded) if tx.careful else ()
+    known = _known(tx, batch, embedded) if tx.careful else set()
     for episode, vector in zip(batch, embedded, strict=True):
         if (episode.tenant_id, episode.id) not in known:
             tx.store(episode, vector, actor)
+            if tx.careful:
+                known.add((episode.tenant_id, episode.id))
     return tx.head.seq
 
 
@@ -149,6 +151,7 @@ def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, r
     held = tx.connection.execute(query).one_or_none()
     if held is not None and resume and held.expires_at > tx.now and held.status in ("alive", "crashed"):
         # After a lost connection the lease may have run out before the agent was back.
+        tx.granted.add((tenant_id, agent_id))
         if held.status == "crashed":
             tx.connection.execute(sa.update(agents).where(agents.c.id == held.id).values(status="alive", ended_at=None))
             tx.log("agent_resumed", tenant_id, agent_id, actor)
@@ -159,6 +162,7 @@ def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, r
             " ends, or spawn under another id",
             ids=[agent_id],
         )
+    tx.granted.add((tenant_id, agent_id))
     tx.ensure_tenant(tenant_id, actor)
     if held is not None and held.status == "alive":
         end(tx, tenant_id, agent_id, "crashed", actor="hub")

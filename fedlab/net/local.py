@@ -242,7 +242,8 @@ class LocalConnection:
             for agent in self._held:
                 if self._holders.get(agent) is self:
                     del self._holders[agent]
-                    self.hub.release_agent(*agent)
+                    with contextlib.suppress(HubUnavailable):
+                        self.hub.release_agent(*agent)
         if self._close_hub:
             await asyncio.to_thread(self.hub.close)
 

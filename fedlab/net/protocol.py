@@ -228,8 +228,9 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def to_error(self) -> FedlabError:
         """The exception that the hub raised."""
-        kind = BY_CODE.get(self.code, FedlabError)
-        return kind(self.message, **{name: value for name, value in self.details.items() if name != "message"})
+        error = BY_CODE.get(self.code, FedlabError)(self.message)
+        error.details = self.details  # not as keywords: a newer hub may name one that our __init__ knows
+        return error
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):

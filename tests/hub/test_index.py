@@ -77,9 +77,9 @@ def check(found: list, expected: dict[str, float], k: int, *, exact: bool = True
     assert len(found) == len({each.id for each in found}) == min(k, len(expected))
     scores = [each.score for each in found]
     assert scores == sorted(scores, reverse=True)
-    assert np.allclose(scores, [expected[each.id] for each in found], atol=1e-4)
+    assert np.allclose(scores, [expected[each.id] for each in found], atol=1e-3)
     if exact:
-        assert np.allclose(scores, sorted(expected.values(), reverse=True)[:k], atol=1e-4)
+        assert np.allclose(scores, sorted(expected.values(), reverse=True)[:k], atol=1e-3)
 
 
 @pytest.fixture(params=["exact", "graph"])
@@ -115,7 +115,8 @@ def test_recall_is_what_brute_force_says(filled, policy, where):
         check(found, expected, k, exact=exact or policy != "similarity" or where != "all")
         if found and len(found) == min(k, len(expected)):
             best = sorted(expected, key=expected.get, reverse=True)[:k]
-            assert len({each.id for each in found} & set(best)) >= 0.9 * len(best) - 1
+            worst = expected[best[-1]] - 1e-3
+            assert sum(expected[each.id] >= worst for each in found) >= 0.9 * len(best) - 1
 
 
 def test_filters_at_their_edges(hub, episode):
