@@ -211,14 +211,16 @@ class Hub:
         where = Filter.of(min_reward, since, until, task, agent_id)
         vector = self._query_vector(query, policy)
         index = self._indexes.get(tenant_id)
-        # An episode that is forgotten between search and read would leave a gap: search again.
+        gone = 0
         while True:
-            hits = index.search(vector, k, policy, where, self.clock.now())
+            hits = index.search(vector, k + gone, policy, where, self.clock.now())
             with self._reading() as connection:
                 found = reading.read_episodes(connection, [hit.id for hit in hits], with_vectors=vectors)
-            if len(found) == len(hits):
-                return [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits]
-            index = self._indexes.get(tenant_id)
+            live = [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits if hit.id in found]
+            # What was forgotten between search and read leaves a gap: look further, by as much.
+            if len(live) >= k or len(hits) < k + gone:
+                return live[:k]
+            gone = len(hits) - len(live)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
         """Vectors of texts, shape (len(texts), dimension); a text is embedded once."""
