@@ -104,7 +104,11 @@ class SimulatedClock:
         Raises:
             InvalidRequest: If the step is negative: time that ran backwards would reorder the log.
         """
-        step = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+        try:
+            step = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+            to_ms(max(0, self._now + round(step / timedelta(milliseconds=1))))
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequest(f"the clock can not be moved there: {error}") from None
         if step < timedelta(0):
             raise InvalidRequest(f"a clock moves forward only, and {step} is negative")
         with self._lock:
@@ -152,4 +156,4 @@ def to_ms(moment: datetime | int) -> int:
 
 def to_datetime(ms: int) -> datetime:
     """Ms UTC as an aware datetime."""
-    return datetime.fromtimestamp(ms / 1000, tz=UTC)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)

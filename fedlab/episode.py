@@ -85,24 +85,25 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
     Raises:
         InvalidVector: On another shape, NaN, infinity (also by overflow of float16) or all zeros.
     """
-    if isinstance(values, np.ndarray) and values.dtype == np.float16 and not values.flags.writeable:
-        vector = values  # made by this function before
-    else:
-        try:
-            if isinstance(values, bytes):
-                vector = np.frombuffer(values, dtype="<f2")
-            else:
-                with np.errstate(over="ignore"):
-                    vector = np.array(values, dtype=np.float16)
-        except (TypeError, ValueError) as error:
-            raise InvalidVector(f"a vector is a flat sequence of numbers: {error}", field="vector") from None
-        vector.flags.writeable = False
-        if vector.ndim != 1:
-            raise InvalidVector(f"a vector has one axis, not shape {vector.shape}", field="vector")
-        if not np.isfinite(vector).all():
-            raise InvalidVector("the vector holds NaN or a number too large for float16", field="vector")
-        if not vector.any():
-            raise InvalidVector("the vector is all zeros and points nowhere", field="vector")
+    try:
+        if isinstance(values, np.ndarray) and values.dtype == np.float16 and isinstance(values.base, bytes):
+            vector = values  # nobody can change it any more
+        elif isinstance(values, bytes):
+            vector = np.frombuffer(values, dtype="<f2")
+        else:
+            given = np.asarray(values)
+            if given.dtype.kind not in "fiu":
+                raise TypeError(f"it holds {given.dtype}")
+            with np.errstate(over="ignore"):
+                vector = np.frombuffer(given.astype("<f2").tobytes(), "<f2").reshape(given.shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidVector(f"a vector is a flat sequence of numbers: {error}", field="vector") from None
+    if vector.ndim != 1 or not len(vector):
+        raise InvalidVector(f"a vector has one axis, not shape {vector.shape}", field="vector")
+    if not np.isfinite(vector).all():
+        raise InvalidVector("the vector holds NaN or a number too large for float16", field="vector")
+    if not vector.any():
+        raise InvalidVector("the vector is all zeros and points nowhere", field="vector")
     if dimension is not None and len(vector) != dimension:
         raise InvalidVector(
             f"the vector has {len(vector)} dimensions and this hub's vectors have {dimension}", field="vector"
@@ -166,7 +167,10 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
         if type(self.reward) is not float:
             if not isinstance(self.reward, Real) or isinstance(self.reward, bool):
                 raise _wrong("reward", "a number", self.reward)
-            _force(self, "reward", float(self.reward))
+            try:
+                _force(self, "reward", float(self.reward))
+            except OverflowError:
+                raise _wrong("reward", "a finite number", self.reward) from None
         elif not self.reward:
             _force(self, "reward", 0.0)  # -0.0 does not survive the database
         if not math.isfinite(self.reward):

@@ -180,7 +180,7 @@ async def test_day_1_day_2_and_day_30(tmp_path):
         assert len({memory.agent_id for memory in memories}) == 9
         best_patterns = [memory.output for memory in memories if memory.reward > 0.90]
         assert "Found pattern X" in best_patterns
-        assert all(memory.created_at < clock.now() for memory in memories)
+        assert all(memory.created_at <= clock.now() for memory in memories)
         await agent10.destroy()
         async with connect(hub) as connection:
             assert (await connection.verify()).ok

@@ -5,6 +5,7 @@ the writer and answers reads; how things are stored, indexed and read is in the 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from fedlab.episode import Vector
     from fedlab.hub.log import Transaction
     from fedlab.hub.schema import Durability
+
+logger = logging.getLogger("fedlab.hub")
 
 MAX_LIFETIME = 10 * 365 * 86_400.0
 """Longest lifetime of an agent in seconds, whatever it asks for."""
@@ -575,7 +578,10 @@ class Hub:
         self._indexes.apply(tx.events)
         self._changed_at.update(dict.fromkeys(tx.touched, tx.head.seq))
         for listener in self._listeners:
-            listener(tx.head.seq)
+            try:
+                listener(tx.head.seq)
+            except Exception:
+                logger.exception("a listener failed at seq %d", tx.head.seq)
 
     def _checked(self, episodes: Episode | Sequence[Episode], actor: str = "local") -> list[Episode]:
         self._require_open()

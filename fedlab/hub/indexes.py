@@ -40,12 +40,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         seq: The log up to here is in it.
         checksum: BLAKE2b of the file, hexadecimal.
         rows: Keys in it.
+        chain: Hash of the log at `seq`, hexadecimal: a database that was put back from a copy has another.
     """
 
     file: str
     seq: int
     checksum: str
     rows: int
+    chain: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +132,10 @@ class Indexes:
             slots = dict(self._slots)
         for tenant_id, slot in slots.items():
             if slot.index is not None and slot.index.view.graph is not None:
-                self._save(tenant_id, slot.index)
+                try:
+                    self._save(tenant_id, slot.index)
+                except OSError as error:
+                    logger.warning("the index of %r could not be written (%s); it is rebuilt", tenant_id, error)
 
     def close(self) -> None:
         """End the background thread; snapshots are the caller's business."""
@@ -190,6 +195,9 @@ class Indexes:
         snapshot = self.manifest().tenants.get(tenant_id)
         if snapshot is None:
             return None
+        if _chain_at(connection, snapshot.seq) != snapshot.chain:
+            logger.warning("the index snapshot of %r is of another log; it is rebuilt", tenant_id)
+            return None
         graph = self._read_graph(tenant_id, snapshot)
         if graph is None:
             return None
@@ -220,12 +228,15 @@ class Indexes:
             logger.warning("the index snapshot of %r %s; it is rebuilt", tenant_id, fault)
             return None
         path = str(self.directory / snapshot.file)
-        # `restore` takes over whatever dimension and metric the file has: look before.
-        held: Any = Graph.metadata(path)
-        if not held or held["dimensions"] != self.dimension:
-            logger.warning("the index snapshot of %r is of another shape; it is rebuilt", tenant_id)
-            return None
-        return Graph.restore(path)
+        try:
+            # `restore` takes over whatever dimension and metric the file has: look before.
+            held: Any = Graph.metadata(path)
+            if held and held["dimensions"] == self.dimension and str(held["kind_metric"]).endswith("Cos"):
+                return Graph.restore(path)
+        except Exception as error:
+            logger.warning("the index snapshot of %r can not be read (%s)", tenant_id, error)
+        logger.warning("the index snapshot of %r is of another shape; it is rebuilt", tenant_id)
+        return None
 
     def _fault(self, snapshot: Snapshot) -> str:
         """What is wrong with a snapshot's file; empty if nothing is."""
@@ -255,7 +266,9 @@ class Indexes:
                 os.fsync(file.fileno())
                 checksum = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
             temporary.replace(self.directory / name)
-            snapshot = Snapshot(file=name, seq=seq, checksum=checksum, rows=len(graph))
+            with begin(self._engine) as connection:
+                chain = _chain_at(connection, seq)
+            snapshot = Snapshot(file=name, seq=seq, checksum=checksum, rows=len(graph), chain=chain)
             manifest = msgspec.structs.replace(held, tenants={**held.tenants, tenant_id: snapshot})
             new = self.directory / "manifest.json.new"
             with new.open("wb") as file:
@@ -300,6 +313,11 @@ class Indexes:
                 logger.exception("the index of %r could not be tended; exact search goes on", tenant_id)
             finally:
                 slot.queued = False
+
+
+def _chain_at(connection: sa.Connection, seq: int) -> str:
+    held = connection.scalar(sa.select(changes.c.hash).where(changes.c.seq == seq))
+    return "" if held is None else held.hex()
 
 
 def _much_dead(index: TenantIndex) -> bool:

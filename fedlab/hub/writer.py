@@ -6,7 +6,10 @@ anything; then it alone fails, and those who share the commit are not touched.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import sqlite3
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -19,7 +22,8 @@ from fedlab.hub import schema
 from fedlab.hub.log import Head, Inserts, Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from fedlab.clock import Clock
 
@@ -83,8 +87,9 @@ class Writer:
     def run(self, operation: Callable[[Transaction], T], weight: int = 1) -> T:
         """As `submit`, and wait for it."""
         future = self._enqueue(operation, weight)
-        while not future.done() and self._take_turn():
-            pass
+        with _uninterrupted():
+            while not future.done() and self._take_turn():
+                pass
         if self._waiting:
             self._wake.release()
         return future.result()
@@ -172,9 +177,26 @@ class Writer:
         return True
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the commit is done: between commit and index it would leave one without the other."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[0])
+
+
 def _as_hub_error(error: Exception) -> Exception:
-    if isinstance(error, sa.exc.DatabaseError):
-        reason = str(error.orig)
+    if isinstance(error, (sa.exc.DatabaseError, sqlite3.Error)):
+        reason = str(getattr(error, "orig", error))
         if "malformed" in reason or "not a database" in reason:
             return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
         return HubUnavailable(f"the hub could not store this, and nothing was changed: {reason}")
