@@ -33,8 +33,37 @@ def episodes(count: int, tenant_id: str = "bench", seed: int = 0) -> list[Episod
 def sentences(count: int, seed: int = 0) -> list[str]:
     """Different texts of about 120 characters, made of words."""
     rng = np.random.default_rng(seed)
-    words = (
-        "agent memory episode reward tenant parse dates open socket read file write table index search vector"
-        " graph policy retain forget merge sort plan step error retry token batch stream cache commit"
-    ).split()
+    words = [
+        "agent",
+        "memory",
+        "episode",
+        "reward",
+        "tenant",
+        "parse",
+        "dates",
+        "open",
+        "socket",
+        "read",
+        "file",
+        "write",
+        "table",
+        "index",
+        "search",
+        "vector",
+        "graph",
+        "policy",
+        "retain",
+        "forget",
+        "merge",
+        "sort",
+        "plan",
+        "step",
+        "error",
+        "retry",
+        "token",
+        "batch",
+        "stream",
+        "cache",
+        "commit",
+    ]
     return [" ".join(rng.choice(words, size=19)) + f" {number}" for number in range(count)]

@@ -164,17 +164,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
         _check_text(self.output, "output")
         if not self.task.strip():
             raise InvalidEpisode("task is empty: an episode without a task can not be recalled", field="task")
-        if type(self.reward) is not float:
-            if not isinstance(self.reward, Real) or isinstance(self.reward, bool):
-                raise _wrong("reward", "a number", self.reward)
-            try:
-                _force(self, "reward", float(self.reward))
-            except OverflowError:
-                raise _wrong("reward", "a finite number", self.reward) from None
-        elif not self.reward:
-            _force(self, "reward", 0.0)  # -0.0 does not survive the database
-        if not math.isfinite(self.reward):
-            raise InvalidEpisode(f"reward is {self.reward}: it must be a finite number", field="reward")
+        _check_reward(self)
         own_session = f"{self.tenant_id}/{self.agent_id}"
         if not self.session_id:
             _force(self, "session_id", own_session)
@@ -285,6 +275,20 @@ def _check_text(value: object, field: str) -> None:
             ) from None
     if "\0" in value:
         raise InvalidEpisode(f"{field} holds a NUL character: it is no valid text", field=field)
+
+
+def _check_reward(episode: Episode) -> None:
+    if type(episode.reward) is not float:
+        if not isinstance(episode.reward, Real) or isinstance(episode.reward, bool):
+            raise _wrong("reward", "a number", episode.reward)
+        try:
+            _force(episode, "reward", float(episode.reward))
+        except OverflowError:
+            raise _wrong("reward", "a finite number", episode.reward) from None
+    elif not episode.reward:
+        _force(episode, "reward", 0.0)  # -0.0 does not survive the database
+    if not math.isfinite(episode.reward):
+        raise InvalidEpisode(f"reward is {episode.reward}: it must be a finite number", field="reward")
 
 
 def _check_time(value: object, field: str) -> None:

@@ -45,7 +45,7 @@ BAD_NAMES = [
     None,
     7,
     b"a",
-]  # noqa: RUF001
+]
 BAD = [
     *[("tenant_id", name) for name in BAD_NAMES],
     *[("agent_id", name) for name in BAD_NAMES],

@@ -24,7 +24,7 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
 def test_every_error_is_public_has_its_own_code_and_a_docstring():
     classes = {getattr(errors, name) for _, name in family(fedlab.FedlabError)}
     assert {cls.__name__ for cls in classes} <= set(fedlab.__all__)
-    assert errors.BY_CODE == {cls.code: cls for cls in classes}
+    assert {cls.code: cls for cls in classes} == errors.BY_CODE
     assert len(errors.BY_CODE) == len(classes)
     assert all(cls.__doc__ for cls in classes)
 

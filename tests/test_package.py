@@ -24,10 +24,34 @@ def test_every_public_name_is_there_and_the_list_is_sorted():
 
 
 def test_the_names_of_the_design_are_public():
-    wanted = """Hub EphemeralAgent Episode Memory SimulatedClock SystemClock KeepForever MaxAge MinReward MaxEpisodes
-        connect connect_sync serve FedlabError InvalidEpisode IdConflict UnknownTenant AuthenticationError
-        PermissionDenied QuotaExceeded HubUnavailable NotPrimary IncompatibleHub CorruptHub AgentExpired
-        UnsyncedEpisodes""".split()
+    wanted = [
+        "Hub",
+        "EphemeralAgent",
+        "Episode",
+        "Memory",
+        "SimulatedClock",
+        "SystemClock",
+        "KeepForever",
+        "MaxAge",
+        "MinReward",
+        "MaxEpisodes",
+        "connect",
+        "connect_sync",
+        "serve",
+        "FedlabError",
+        "InvalidEpisode",
+        "IdConflict",
+        "UnknownTenant",
+        "AuthenticationError",
+        "PermissionDenied",
+        "QuotaExceeded",
+        "HubUnavailable",
+        "NotPrimary",
+        "IncompatibleHub",
+        "CorruptHub",
+        "AgentExpired",
+        "UnsyncedEpisodes",
+    ]
     assert set(wanted) <= set(fedlab.__all__)
 
 

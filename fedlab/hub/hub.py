@@ -532,7 +532,9 @@ class Hub:
     def verify(self) -> VerifyReport:
         """Read everything and check that database, log and index agree."""
         self._require_open()
-        return verifying.verify(self._read_engine, self._indexes, self.dimension)
+        return verifying.verify(
+            self._read_engine, self._indexes, self.dimension, lambda: self._writer.run(lambda _tx: None)
+        )
 
     def snapshot(self) -> None:
         """Write the indexes to disk, so that the next start is quick."""

@@ -107,10 +107,16 @@ class TenantIndex:
         return int(self._view.n) - self.dead
 
     def add(self, rows: Sequence[Stored], in_graph: int = 0) -> None:
-        """Append rows with ascending ids; the first `in_graph` of them are in the graph already."""
-        if not rows:
-            return
+        """Append rows with ascending ids; the first `in_graph` of them are in the graph already.
+
+        Rows that are there are passed over: a commit may be read from the database and heard of as well.
+        """
         with self._lock:
+            last = self._view.ids[self._view.n - 1] if self._view.n else 0
+            if rows and rows[0].id <= last:
+                rows = [row for row in rows if row.id > last]
+            if not rows:
+                return
             view = self._reserve(len(rows), len(rows) - in_graph)
             n, end = view.n, view.n + len(rows)
             view.ids[n:end] = [row.id for row in rows]

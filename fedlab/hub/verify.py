@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,9 +14,9 @@ from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes,
 from fedlab.hub.values import VerifyReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator
 
+    from fedlab.hub.index import TenantIndex
     from fedlab.hub.indexes import Indexes
 
 MOST = 100
@@ -24,36 +24,45 @@ MOST = 100
 CHUNK = 2_000
 
 
-def verify(engine: sa.Engine, indexes: Indexes, dimension: int) -> VerifyReport:
+class _Check(NamedTuple):
+    engine: sa.Engine
+    indexes: Indexes
+    dimension: int
+    settle: Callable[[], object]
+
+
+def verify(engine: sa.Engine, indexes: Indexes, dimension: int, settle: Callable[[], object]) -> VerifyReport:
     """Check everything, at one moment of the database.
 
     Args:
         engine: For reading.
         indexes: Brought up to the database by whoever asks, as for a recall.
         dimension: Of the vectors.
+        settle: Returns when the indexes have followed everything that was committed before the call.
     """
+    check = _Check(engine, indexes, dimension, settle)
     with begin(engine) as connection:
         numbers = {
             "episodes": connection.scalar(sa.select(sa.func.count()).select_from(episodes)) or 0,
             "changes": connection.scalar(sa.select(sa.func.count()).select_from(changes)) or 0,
         }
         try:
-            problems = list(islice(_problems(connection, indexes, dimension), MOST))
+            problems = list(islice(_problems(connection, check), MOST))
         except sa.exc.DatabaseError as error:
             problems = [f"database: it can not be read to its end ({error.orig})"]
     return VerifyReport(**numbers, problems=problems)
 
 
-def _problems(connection: sa.Connection, indexes: Indexes, dimension: int) -> Iterator[str]:
+def _problems(connection: sa.Connection, check: _Check) -> Iterator[str]:
     for (line,) in connection.exec_driver_sql("PRAGMA quick_check(20)"):
         if line != "ok":
             yield f"database: {line}"
     live: dict[int, bytes] = {}
     yield from _log_problems(connection, live)
-    yield from _episode_problems(connection, live, dimension)
-    yield from indexes.check_files()
+    yield from _episode_problems(connection, live, check.dimension)
+    yield from check.indexes.check_files()
     for tenant_id in connection.scalars(sa.select(tenants.c.tenant_id)):
-        yield from _index_problems(connection, indexes, tenant_id)
+        yield from _index_problems(connection, check, tenant_id)
 
 
 def _log_problems(connection: sa.Connection, live: dict[int, bytes]) -> Iterator[str]:
@@ -118,35 +127,52 @@ def _sources(connection: sa.Connection, first: int, last: int) -> dict[int, list
     return found
 
 
-def _index_problems(connection: sa.Connection, indexes: Indexes, tenant_id: str) -> Iterator[str]:
-    """Compare the index in RAM with the database as of this transaction."""
+def _index_problems(connection: sa.Connection, check: _Check, tenant_id: str) -> Iterator[str]:
+    """Compare the index in RAM with the database as of this transaction; what differs is looked at again,
+    because the index goes on to follow the log meanwhile.
+    """
     try:
-        index = indexes.get(tenant_id)
-    except Exception as error:  # whatever is wrong with it is what was asked
+        index = check.indexes.get(tenant_id)
+    except Exception as error:
         yield f"index of tenant {tenant_id!r}: it can not be built ({error})"
         return
     last = connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
-    view = index.view
-    held = view.ids[: view.n][view.alive[: view.n] & (view.ids[: view.n] <= last)]
+    held = _alive(index, last)
     query = (
         sa.select(episodes.c.id, vectors.c.vector)
         .join(vectors, vectors.c.episode_id == episodes.c.id)
         .where(episodes.c.tenant_id == tenant_id)
         .order_by(episodes.c.id)
     )
-    wrong = 0
-    seen: list[Any] = []
+    seen, wrong = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for rows in connection.execute(query.execution_options(yield_per=CHUNK)).partitions():
         numbers = np.array([row[0] for row in rows], np.int64)
         seen.append(numbers)
         known = np.isin(numbers, held)
         stored = [unpack_vector(row[1]) for row, there in zip(rows, known, strict=True) if there]
-        if stored:
-            wrong += int(np.count_nonzero(~index.holds(numbers[known], unit(stored))))
-    inside = np.concatenate(seen) if seen else np.zeros(0, np.int64)
-    for what, difference in (("lacks", np.setdiff1d(inside, held)), ("still has", np.setdiff1d(held, inside))):
-        # What was forgotten after this transaction began is no difference: the index is ahead of it.
-        if len(difference) and index.view is view:
-            yield f"index of tenant {tenant_id!r}: it {what} {len(difference)} episodes ({difference[:3].tolist()} …)"
-    if wrong:
-        yield f"index of tenant {tenant_id!r}: {wrong} vectors differ from the database"
+        if stored and all(len(each) == index.dimension for each in stored):
+            wrong.append(numbers[known][~index.holds(numbers[known], unit(stored))])
+    inside, differs = np.concatenate(seen), np.concatenate(wrong)
+    lacks, extra = np.setdiff1d(inside, held), np.setdiff1d(held, inside)
+    if len(lacks) + len(extra) + len(differs):
+        check.settle()
+        index = check.indexes.get(tenant_id)
+        now = _alive(index, last)
+        live = _live(check.engine, tenant_id)
+        lacks, extra = np.setdiff1d(np.intersect1d(lacks, live), now), np.intersect1d(extra, now)
+        differs = np.intersect1d(differs, live)
+    for what, numbers in (("lacks", lacks), ("still has", extra), ("has other vectors for", differs)):
+        if len(numbers):
+            yield f"index of tenant {tenant_id!r}: it {what} {len(numbers)} episodes ({numbers[:3].tolist()} …)"
+
+
+def _alive(index: TenantIndex, last: int) -> np.ndarray[Any, Any]:
+    view = index.view
+    ids = view.ids[: view.n]
+    return np.asarray(ids[view.alive[: view.n] & (ids <= last)])
+
+
+def _live(engine: sa.Engine, tenant_id: str) -> np.ndarray[Any, Any]:
+    with begin(engine) as connection:
+        query = sa.select(episodes.c.id).where(episodes.c.tenant_id == tenant_id)
+        return np.array(connection.scalars(query).all(), np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,7 +56,7 @@ def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["embedded", "socket"])
 async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
-    clock = SimulatedClock(datetime(2026, 1, 1))
+    clock = SimulatedClock(datetime(2026, 1, 1, tzinfo=UTC))
     async with AsyncExitStack() as stack:
         hub = stack.enter_context(Hub(":memory:", clock=clock, embedder="hashing"))
         target, server = hub, None
@@ -69,7 +69,7 @@ async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def embedded() -> AsyncIterator[Site]:
-    clock = SimulatedClock(datetime(2026, 1, 1))
+    clock = SimulatedClock(datetime(2026, 1, 1, tzinfo=UTC))
     with Hub(":memory:", clock=clock, embedder="hashing") as hub:
         async with connect(hub) as connection:
             yield Site(hub, hub, connection, clock)

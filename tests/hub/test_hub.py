@@ -228,7 +228,7 @@ def test_a_call_without_sense_is_refused_and_changes_nothing(hub, episode, name)
     assert hub.verify().problems == []
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "a\0", "x" * 10_000, "аcme", "\ud800", None, 5])  # noqa: RUF001
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a\0", "x" * 10_000, "аcme", "\ud800", None, 5])
 def test_a_tenant_name_that_can_not_be_is_refused_everywhere(hub, name):
     for call in (
         lambda: hub.recall(name, "x"),
@@ -336,7 +336,20 @@ def test_the_space_of_forgotten_episodes_is_used_again(hub, episode, vector):
 
 def test_frames_have_their_columns_and_types_also_when_empty(hub, episode):
     columns = {name: getattr(hub, name)().schema for name in ("episodes", "agents", "tenants", "changes")}
-    document = "tenant_id agent_id session_id task input output reward created_at expires_at metadata id seq".split()
+    document = [
+        "tenant_id",
+        "agent_id",
+        "session_id",
+        "task",
+        "input",
+        "output",
+        "reward",
+        "created_at",
+        "expires_at",
+        "metadata",
+        "id",
+        "seq",
+    ]
     assert set(columns["episodes"]) == set(document)
     hub.put(episode(1, metadata={"a": 1}))
     hub.spawn_agent("acme", "a", lifetime=5)
@@ -389,7 +402,7 @@ def test_a_closed_hub_answers_nothing_and_closes_again(tmp_path, episode):
         "embed": lambda hub: hub.embed(["x"]),
         "spawn": lambda hub: hub.spawn_agent("acme", "a", lifetime=5),
         "set_retention": lambda hub: hub.set_retention("acme", MaxAge(days=1)),
-        **{name: lambda hub, name=name: getattr(hub, name)() for name in "tenants info verify snapshot expire_leases".split()},
+        **{name: lambda hub, name=name: getattr(hub, name)() for name in ["tenants", "info", "verify", "snapshot", "expire_leases"]},
         "release": lambda hub: hub.release_agent("acme", "a"),
         "on_commit": lambda hub: hub.on_commit(print),
     }  # fmt: skip

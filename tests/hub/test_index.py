@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fedlab import Episode, Hub, Random, Recency, Reward, SimulatedClock, Similarity
+from fedlab import Episode, Hub, Random, Recency, Reward, Similarity, SimulatedClock
 from fedlab.hub import index as index_module
 from fedlab.hub.indexes import Indexes
 
