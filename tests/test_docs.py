@@ -1,0 +1,29 @@
+"""The documentation names every command and shows the error tree as it is; its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fedlab import errors
+from fedlab.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_command_is_documented():
+    reference = (ROOT / "docs/reference.md").read_text()
+    names = [each.name or each.callback.__name__ for each in app.registered_commands]
+    assert [name for name in names if f"`fedlab {name}`" not in reference] == []
+
+
+def test_the_error_tree_of_the_documentation_is_the_one_of_the_code():
+    reference = (ROOT / "docs/reference.md").read_text()
+    tree = [line.strip() for line in errors.__doc__.splitlines()[2:] if line.strip()]
+    assert [line for line in tree if line not in reference] == []
+
+
+def test_links_between_documents_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
