@@ -52,8 +52,7 @@ class ToolChoice:
         seed: Of the order in which `texts` and `answers` stand; tasks are drawn with a generator of your own.
 
     >>> world = ToolChoice()
-    >>> index = world.answers.index("json")
-    >>> world.reward(Task(world.task, world.texts[index], "json"), "json")
+    >>> world.reward(Task(world.task, world.texts[0], world.answers[0]), world.answers[0])
     1.0
     """
 
