@@ -88,12 +88,14 @@ class RemoteConnection:
 
     async def info(self) -> HubInfo:
         """Who the hub is."""
-        return await self._link.ask("info", protocol.Params())  # type: ignore[no-any-return]
+        answer: HubInfo = await self._link.ask("info", protocol.Params())
+        return answer
 
     async def put(self, episodes: Episode | Sequence[Episode]) -> int:
         """Store episodes; durable when it returns. All or none, so they must fit in one message."""
         batch = _episodes(episodes)
-        return await self._link.ask("put", protocol.Put(episodes=batch), extra=_embedding_time(batch))  # type: ignore[no-any-return]
+        answer: int = await self._link.ask("put", protocol.Put(episodes=batch), extra=_embedding_time(batch))
+        return answer
 
     async def recall(
         self,
@@ -121,7 +123,8 @@ class RemoteConnection:
             vectors=vectors,
             **msgspec.structs.asdict(where),
         )
-        return await self._link.ask("recall", params)  # type: ignore[no-any-return]
+        answer: list[Memory] = await self._link.ask("recall", params)
+        return answer
 
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts, shape (len(texts), dimension), float16."""
@@ -162,7 +165,8 @@ class RemoteConnection:
         if isinstance(ids, str):
             raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
         params = protocol.Forget(tenant_id=tenant_id, ids=list(ids), reason=reason)
-        return await self._link.ask("forget", params)  # type: ignore[no-any-return]
+        answer: int = await self._link.ask("forget", params)
+        return answer
 
     async def episodes(
         self,
@@ -199,7 +203,8 @@ class RemoteConnection:
     ) -> list[Change]:
         """The next changes after seq `after`; none if there is none within `wait` seconds."""
         params = protocol.Watch(tenant_id=tenant_id, after=after, limit=limit, wait=wait)
-        return await self._link.ask("watch", params, extra=wait)  # type: ignore[no-any-return]
+        answer: list[Change] = await self._link.ask("watch", params, extra=wait)
+        return answer
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end.
@@ -212,15 +217,18 @@ class RemoteConnection:
 
     async def stats(self, tenant_id: str | None = None) -> Stats:
         """The hub, or one tenant, in numbers."""
-        return await self._link.ask("stats", protocol.ForAnyTenant(tenant_id=tenant_id))  # type: ignore[no-any-return]
+        answer: Stats = await self._link.ask("stats", protocol.ForAnyTenant(tenant_id=tenant_id))
+        return answer
 
     async def verify(self) -> VerifyReport:
         """Check that database, log and index agree."""
-        return await self._link.ask("verify", protocol.Params())  # type: ignore[no-any-return]
+        answer: VerifyReport = await self._link.ask("verify", protocol.Params())
+        return answer
 
     async def set_retention(self, tenant_id: str, policy: RetentionPolicy) -> int:
         """Store a tenant's retention policy; returns the seq."""
-        return await self._link.ask("set_retention", _policy(tenant_id, policy))  # type: ignore[no-any-return]
+        answer: int = await self._link.ask("set_retention", _policy(tenant_id, policy))
+        return answer
 
     async def retention(self, tenant_id: str) -> RetentionPolicy:
         """A tenant's retention policy."""
@@ -228,11 +236,13 @@ class RemoteConnection:
 
     async def preview_retention(self, tenant_id: str, policy: RetentionPolicy) -> RetentionPreview:
         """What a policy would do now; changes nothing."""
-        return await self._link.ask("preview_retention", _policy(tenant_id, policy))  # type: ignore[no-any-return]
+        answer: RetentionPreview = await self._link.ask("preview_retention", _policy(tenant_id, policy))
+        return answer
 
     async def apply_retention(self, tenant_id: str | None = None) -> RetentionReport:
         """Apply the stored policies of one tenant, or of all."""
-        return await self._link.ask("apply_retention", protocol.ForAnyTenant(tenant_id=tenant_id))  # type: ignore[no-any-return]
+        answer: RetentionReport = await self._link.ask("apply_retention", protocol.ForAnyTenant(tenant_id=tenant_id))
+        return answer
 
     async def close(self) -> None:
         """Let go of the hub; what waits for an answer raises HubUnavailable. Idempotent."""

@@ -312,6 +312,8 @@ class Link:
     async def _dial(self) -> _Connection:
         token = self._token() if callable(self._token) else self._token
         loopback = is_loopback(self.url.split("//", 1)[1].rsplit(":", 1)[0].strip("[]"))
+        # For wss:// the library takes no None.
+        secure: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls}
         socket = await dial(
             self.url,
             create_connection=_Connection,
@@ -322,7 +324,7 @@ class Link:
             open_timeout=10,
             close_timeout=2,
             proxy=None if loopback else True,
-            ssl=self._tls,
+            **secure,
         )
         assert isinstance(socket, _Connection)
         return socket

@@ -24,9 +24,10 @@ from fedlab.hub import Hub
 from fedlab.net.discovery import Announcement, announce, is_loopback
 from fedlab.net.metrics import Metrics
 from fedlab.net.protocol import FORMATS
-from fedlab.net.session import WRITE_LIMIT, Completions, Connection, Session
+from fedlab.net.session import WRITE_LIMIT, Connection, Session
 from fedlab.net.settings import Settings
 from fedlab.net.tokens import KEY_FILE, load_key, read_token
+from fedlab.net.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,7 +78,7 @@ class HubServer:
         self.holders: dict[tuple[str, str], LocalConnection] = {}
         self.warm: set[str] = set()
         self.hub: Hub
-        self.completions: Completions
+        self.writes: Writes
         self._given = hub
         self._embedder = embedder
         self._tls = tls
@@ -122,7 +123,7 @@ class HubServer:
         key_file = Path(self.hub.path) / KEY_FILE
         self._key = load_key(key_file, create=True)
         self._hub_id = self.hub.info().hub_id
-        self.completions = Completions(asyncio.get_running_loop())
+        self.writes = Writes(self.hub, asyncio.get_running_loop())
         settings = self.settings
         try:
             self._listener = await listen(

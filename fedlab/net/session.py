@@ -1,17 +1,14 @@
 """One client's connection at the server: read a request, check it, have the `LocalConnection` do it, answer.
 
-A put or a recall by vector needs no task of its own: the first is answered when the hub's future is done, the
-second at once. Everything else runs as a task, so that slow requests do not hold up quick ones.
+Pushes (`writes.py`) and recalls by vector need no task. Everything else runs as a task, so that slow
+requests do not hold up quick ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
-import functools
 import logging
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +38,7 @@ from fedlab.net.protocol import (
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
-    from concurrent.futures import Future
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     import polars as pl
     from websockets.protocol import Event
@@ -57,7 +53,7 @@ EXPIRED = 3000
 """The close code of a connection whose token has expired ("unauthorized" in the IANA registry)."""
 INLINE_K = 100
 """Largest k of a recall by vector that runs on the event loop: about a millisecond."""
-FIRST_PAGE = 200
+FIRST_PAGE = 100
 """Rows in the first page of a frame; the next ones are sized by the bytes of those before."""
 PAGE_BYTES = 1 << 20
 WRITE_LIMIT = 1 << 18
@@ -98,42 +94,6 @@ class Connection(ServerConnection):
         else:
             self.backlog += 1
             super().process_event(event)
-
-
-class Completions:
-    """Takes the hub's finished futures to the event loop, all that are ready at one wake-up.
-
-    A wake-up for each would cost a system call and a switch of threads for each acknowledged push.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._done: collections.deque[tuple[Call, Future[Any]]] = collections.deque()
-        self._lock = threading.Lock()
-        self._awake = False
-
-    def add(self, call: Call, future: Future[Any]) -> None:
-        """Have `call` answered with the future's outcome; called in any thread."""
-        with self._lock:
-            self._done.append((call, future))
-            if self._awake:
-                return
-            self._awake = True
-        try:
-            self._loop.call_soon_threadsafe(self._drain)
-        except RuntimeError:
-            logger.debug("a request was done after the server had ended")
-
-    def _drain(self) -> None:
-        with self._lock:
-            ready, self._done = self._done, collections.deque()
-            self._awake = False
-        for call, future in ready:
-            error = future.exception()
-            if error is None:
-                call.session.answer(call, future.result())
-            else:
-                call.session.fail(call, error)
 
 
 def authorize(identity: Identity, name: str, method: Method, params: Params) -> Any:
@@ -297,8 +257,7 @@ class Session:
     def _begin(self, call: Call, params: Any) -> None:
         kind = type(params)
         if kind is Put:
-            future = self.server.hub.put_soon(params.episodes, actor=self.identity.name)
-            future.add_done_callback(functools.partial(self.server.completions.add, call))
+            self.server.writes.put(call, params.episodes)
         elif kind is Recall and params.text is None and params.k <= INLINE_K and self._is_warm(params.tenant_id):
             self.answer(call, self.server.hub.recall(query=params.vector, **_recall_arguments(params)))
         else:
@@ -350,12 +309,14 @@ class Session:
 
     async def _send_pages(self, call: Call, params: Any) -> None:
         held: Page | None = None
+        # Text may grow sixfold in JSON.
+        room = self.server.settings.max_message // 8
         async for frame in self._pages(call.method, params):
-            page = to_page(frame)
-            if held is not None:
-                await self._drain()
-                self.answer(call, held, more=True)
-            held = page
+            for part in _parts(frame, room):
+                if held is not None:
+                    await self._drain()
+                    self.answer(call, held, more=True)
+                held = to_page(part)
         self.answer(call, held)
 
     async def _pages(self, name: str, params: Any) -> AsyncIterator[pl.DataFrame]:
@@ -387,6 +348,16 @@ def _recall_arguments(params: Recall) -> dict[str, Any]:
 
 
 _RECALL_FIELDS = [name for name in Recall.__struct_fields__ if name not in ("text", "vector")]
+
+
+def _parts(frame: pl.DataFrame, size: int) -> Iterator[pl.DataFrame]:
+    """A frame, halved until each part has at most `size` bytes or one row."""
+    if frame.height <= 1 or frame.estimated_size() <= size:
+        yield frame
+        return
+    half = frame.height // 2
+    yield from _parts(frame[:half], size)
+    yield from _parts(frame[half:], size)
 
 
 def _shorter(delta: Delta) -> Delta:

@@ -1,0 +1,78 @@
+"""Pushes that share a commit get each its own answer, and a slow disk does not hold up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import fedlab
+from fedlab import Episode, Hub, IdConflict
+from fedlab.net import HubServer
+from fedlab.net.writes import SLOW_COMMIT, SMALL, is_small
+
+Make = Callable[..., Episode]
+
+
+async def test_one_bad_push_among_many_fails_alone(server: HubServer, hub: Hub, episode: Make, vector: Any):
+    taken = episode(0, vector=vector(0))
+    hub.put(taken)
+    pushes = [episode(n, vector=vector(n)) for n in range(1, 60)]
+    pushes[30] = episode(30, id=taken.id, vector=vector(30))
+    async with fedlab.connect(server.url) as connection:
+        outcomes = await asyncio.gather(*(connection.put(each) for each in pushes), return_exceptions=True)
+    assert isinstance(outcomes[30], IdConflict)
+    assert all(isinstance(outcome, int) for n, outcome in enumerate(outcomes) if n != 30)
+    assert hub.stats().episodes == 59
+    assert hub.verify().ok
+
+
+async def test_an_acknowledged_push_is_recalled_at_once(server: HubServer, episode: Make, vector: Any):
+    async with fedlab.connect(server.url) as one, fedlab.connect(server.url) as other:
+        for n in range(50):
+            made = episode(n, vector=vector(n))
+            await one.put(made)
+            assert (await other.recall("acme", vector(n), k=1))[0].id == made.id
+
+
+async def test_the_log_names_who_pushed(server: HubServer, hub: Hub, token: Any, episode: Make, vector: Any):
+    async with (
+        fedlab.connect(server.url, token("acme", "agent", "a1")) as one,
+        fedlab.connect(server.url, token("acme", "agent", "a2")) as two,
+    ):
+        await one.info()
+        await two.info()
+        await asyncio.gather(
+            *(one.put(episode(n, agent_id="a1", vector=vector(n))) for n in range(10)),
+            *(two.put(episode(n, agent_id="a2", vector=vector(n))) for n in range(10)),
+        )
+    stored = hub.changes(kind="episode_stored").join(hub.episodes(), left_on="subject", right_on="id")
+    assert stored["actor"].to_list() == stored["agent_id"].to_list()
+    assert stored.height == 20
+
+
+async def test_after_a_slow_commit_writes_leave_the_event_loop_and_come_back(
+    server: HubServer, hub: Hub, episode: Make, vector: Any, monkeypatch: pytest.MonkeyPatch
+):
+    async with fedlab.connect(server.url) as connection:
+        await connection.put(episode(0, vector=vector(0)))
+        server.writes.timed(lambda: time.sleep(2 * SLOW_COMMIT))  # a disk that takes its time
+        assert not server.writes.quick
+        await connection.put(episode(1, vector=vector(1)))
+        await connection.spawn_agent("acme", "a1", lifetime=60)
+        await connection.sync_agent("acme", "a1", after=0, ending="destroyed")
+        monkeypatch.setattr(server.writes, "_slow_until", 0.0)  # a second later
+        assert server.writes.quick
+        await connection.put(episode(2, vector=vector(2)))
+    assert hub.stats().episodes == 3
+
+
+def test_small_is_few_and_with_vectors(episode: Make, vector: Any):
+    with_vectors = [episode(n, vector=vector(n)) for n in range(SMALL + 1)]
+    assert is_small([])
+    assert is_small(with_vectors[:SMALL])
+    assert not is_small(with_vectors)
+    assert not is_small([episode(0)])
