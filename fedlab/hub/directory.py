@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
 import tempfile
 import uuid
 from pathlib import Path
@@ -52,13 +53,18 @@ class Directory:
             path = self._temporary.name
         elif "://" in str(path):
             raise InvalidRequest(f"{path} is no directory; fedlab.connect() opens a hub by its URL")
-        self.path = Path(path)
+        # Absolute: a notebook may change its working directory while the hub is open.
+        self.path = Path(path).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise InvalidRequest(f"{path} is a file; a hub lives in a directory") from None
         self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False)
         self._take_lock()
+
+    def has_caches(self) -> bool:
+        """Whether something is here that only a hub with a database makes."""
+        return (self.path / "embeddings.db").exists() or (self.path / "index").exists()
 
     @property
     def in_memory(self) -> bool:
@@ -106,25 +112,48 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
     path = directory.database
     way_back = _WAY_BACK.format(path=directory.path)
     try:
-        existed = path.exists() and path.stat().st_size > 0
+        # Looked at by a reader first: what is no hub's is left as it is, to the byte.
+        tables = _tables(path, durability) if path.exists() and path.stat().st_size else set()
+        if not tables and directory.has_caches():
+            raise CorruptHub(f"{path} is empty or gone, and other files of a hub are here. {way_back}")
+        missing = set(schema.metadata.tables) - tables
+        if tables and missing:
+            raise CorruptHub(f"{path} is no hub's database: it lacks {', '.join(sorted(missing))}. {way_back}")
         engine = schema.open_engine(path, durability, writer=True)
         with schema.begin(engine, "IMMEDIATE") as connection:
-            if not existed:
+            if not tables:
                 schema.metadata.create_all(connection)
-            tables = set(sa.inspect(connection).get_table_names())
-            if missing := set(schema.metadata.tables) - tables:
-                raise CorruptHub(f"{path} is no hub's database: it lacks {', '.join(sorted(missing))}. {way_back}")
-            if existed:
-                _check_pages(connection, path)
-            return engine
-    except sa.exc.DatabaseError as error:
-        raise CorruptHub(f"{path} is damaged ({error.orig}). {way_back}") from error
+        return engine
+    except (CorruptHub, sa.exc.DatabaseError, sqlite3.Error, UnicodeDecodeError) as error:
+        if isinstance(error, CorruptHub) and way_back in error.message:
+            raise
+        raise CorruptHub(f"{path} is damaged ({getattr(error, 'orig', error)}). {way_back}") from error
+
+
+def _tables(path: Path, durability: Durability) -> set[str]:
+    """Names of the tables in an existing file, whose end is there."""
+    engine = schema.open_engine(path, durability, writer=False)
+    try:
+        with schema.begin(engine) as connection:
+            _check_pages(connection, path)
+            return set(sa.inspect(connection).get_table_names())
+    finally:
+        engine.dispose()
 
 
 def read_identity(engine: sa.Engine) -> dict[str, str]:
-    """The rows of `meta`; empty for a hub that was just made."""
+    """The rows of `meta`; empty for a hub that was just made.
+
+    Raises:
+        CorruptHub: If they are gone or senseless, and the hub is not new.
+    """
     with schema.begin(engine) as connection:
-        return {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
+        held = {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
+        used = connection.scalar(sa.select(sa.func.count()).select_from(schema.changes)) if not held else 0
+    whole = {"schema", "hub_id", "epoch", "embedder", "dimension"} <= held.keys()
+    if used or (held and not (whole and held["dimension"].isdecimal() and held["epoch"].isdecimal())):
+        raise CorruptHub(f"the table meta, which says what this hub is, is damaged ({held}): restore a backup")
+    return held
 
 
 def read_hub_id(path: Path) -> str:

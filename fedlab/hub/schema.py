@@ -7,11 +7,12 @@ Times are ms UTC. An episode's `id` is the seq of the change that stored it: it 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
-from fedlab.errors import InvalidRequest
+from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +131,7 @@ def open_engine(database: Path, durability: Durability, *, writer: bool) -> sa.E
     if durability not in ("full", "normal", "off"):
         raise InvalidRequest(f"durability is 'full', 'normal' or 'off', not {durability!r}")
     engine = sa.create_engine(
-        f"sqlite:///{database}",
+        sa.URL.create("sqlite", database=str(database)),  # a URL by hand would read ? and % in a name
         connect_args={"check_same_thread": False, "timeout": 30},
         pool_size=1 if writer else 8,
         max_overflow=0 if writer else 32,
@@ -178,9 +179,27 @@ def transaction(connection: sa.Connection, mode: Literal["DEFERRED", "IMMEDIATE"
 
 @contextlib.contextmanager
 def begin(engine: sa.Engine, mode: Literal["DEFERRED", "IMMEDIATE"] = "DEFERRED") -> Iterator[sa.Connection]:
-    """A connection inside a transaction."""
-    with engine.connect() as connection, transaction(connection, mode):
-        yield connection
+    """A connection inside a transaction.
+
+    Raises:
+        CorruptHub: If the database can not be read because it is damaged.
+        HubUnavailable: If it can not be read for another reason.
+    """
+    try:
+        with engine.connect() as connection, transaction(connection, mode):
+            yield connection
+    except (sa.exc.DBAPIError, sqlite3.Error, UnicodeDecodeError) as error:
+        raise as_hub_error(error) from error
+
+
+def as_hub_error(error: Exception) -> FedlabError:
+    """What a driver's error means to whoever uses the hub."""
+    reason = str(getattr(error, "orig", None) or error)
+    # A damaged schema is quoted in the driver's own error message, which then is no text itself.
+    signs = ("malformed", "not a database", "decode to UTF-8", "no such table")
+    if isinstance(error, UnicodeDecodeError) or any(sign in reason for sign in signs):
+        return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
+    return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}")
 
 
 def insert_sql(engine: sa.Engine, table: sa.Table) -> str:

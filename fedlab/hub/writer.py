@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
-from fedlab.errors import CorruptHub, FedlabError, HubUnavailable
+from fedlab.errors import FedlabError, HubUnavailable
 from fedlab.hub import schema
 from fedlab.hub.log import Head, Inserts, Transaction
 
@@ -159,8 +159,10 @@ class Writer:
             if not careful:
                 return False
             logger.exception("a change could not be committed")
+            driver = isinstance(error, (sa.exc.DBAPIError, sqlite3.Error))
+            failure = schema.as_hub_error(error) if driver else error
             for job in batch:
-                job.future.set_exception(_as_hub_error(error))
+                job.future.set_exception(failure)
             return True
         self.head = tx.head
         self._tenants |= tx.new_tenants
@@ -192,12 +194,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             before(*came[0])
-
-
-def _as_hub_error(error: Exception) -> Exception:
-    if isinstance(error, (sa.exc.DatabaseError, sqlite3.Error)):
-        reason = str(getattr(error, "orig", error))
-        if "malformed" in reason or "not a database" in reason:
-            return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
-        return HubUnavailable(f"the hub could not store this, and nothing was changed: {reason}")
-    return error
