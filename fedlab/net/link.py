@@ -291,11 +291,18 @@ class Link:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (0 if self._away else self._retry_for)
+        looked_again = False
         for delay in backoff(initial_delay=0.1, min_delay=0.1, max_delay=2.0, factor=1.6):
             try:
                 return await self._dial()
             except InvalidStatus as refused:
                 error = _refusal(refused, self.url)
+                # A token that was looked up while the hub was away may be that of the process that died, or none:
+                # a hub announces itself before it answers, so what is found now is its own.
+                stale = refused.response.status_code == 401 and callable(self._token) and not looked_again
+                if stale:
+                    looked_again = True
+                    continue
                 if refused.response.status_code != 503:
                     raise error from None
                 reason = error.message

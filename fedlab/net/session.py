@@ -7,7 +7,6 @@ requests do not hold up quick ones.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -149,9 +148,10 @@ class Session:
         try:
             while True:
                 data = await self.socket.recv(decode=False)
+                # What came before it may have taken the last place; while it counts as backlog, none overtakes it.
+                await self._wait_for_room()
                 self.socket.backlog -= 1
                 self.receive(data)
-                await self._wait_for_room()
         except (ConnectionClosed, OSError):
             pass
         finally:
@@ -192,8 +192,11 @@ class Session:
         # Written at once, without a task; what bounds it is that no more is read while replies wait.
         broadcast([self.socket], data.decode() if self._form.text else data)
         if self.socket.transport.get_write_buffer_size() > self.server.settings.max_unsent:
-            logger.warning("cutting off %s: it does not read its replies", self.identity.name)
-            self.socket.transport.abort()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        logger.warning("cutting off %s: it does not read its replies", self.identity.name)
+        self.socket.transport.abort()
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Begin what a message asks for; whatever it holds, an answer is all that comes of it."""
@@ -250,9 +253,22 @@ class Session:
                 await self._room.wait()
 
     async def _drain(self) -> None:
-        # A connection that breaks meanwhile is noticed where it is read.
-        with contextlib.suppress(OSError):
-            await self.socket.drain()
+        """Wait until the client has read most of its replies; one that reads nothing at all is cut off.
+
+        The pings would not notice it: they wait here too, behind the replies.
+        """
+        while True:
+            unsent = self.socket.transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(self.server.settings.ping_timeout):
+                    await self.socket.drain()
+                return
+            except TimeoutError:
+                if self.socket.transport.get_write_buffer_size() >= unsent:
+                    self._cut_off()
+                    return
+            except OSError:
+                return  # a connection that breaks meanwhile is noticed where it is read
 
     def _begin(self, call: Call, params: Any) -> None:
         kind = type(params)

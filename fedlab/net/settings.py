@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 30.0
     page_rows: Annotated[Count, Meta(description="most rows in one message of a frame")] = 5_000
     ping_interval: Annotated[Seconds, Meta(description="seconds between pings to a client")] = 20.0
-    ping_timeout: Annotated[Seconds, Meta(description="seconds to wait for a client's pong")] = 60.0
+    ping_timeout: Annotated[Seconds, Meta(description="seconds that a client may be silent and read nothing")] = 60.0
     shutdown_timeout: Annotated[
         Seconds, Meta(description="seconds that requests under way get at a clean shutdown")
     ] = 10.0

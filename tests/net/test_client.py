@@ -13,6 +13,7 @@ import pytest
 import fedlab
 from fedlab import AuthenticationError, Episode, Hub, HubUnavailable, InvalidRequest
 from fedlab.net import HubServer, LocalConnection
+from fedlab.net.client import RemoteConnection
 
 from .conftest import until
 
@@ -222,3 +223,25 @@ async def test_connect_takes_a_hub_and_leaves_it_open(hub: Hub):
         assert fedlab.connect(connection) is connection
     assert not hub.closed
     assert "closed" in repr(connection)
+
+
+@pytest.mark.parametrize("found", [None, "of.another.hub"])
+async def test_a_token_that_was_found_before_the_hub_came_back_is_looked_up_again(server, token, found):
+    looks = iter([found, token(None, "admin")])
+    async with RemoteConnection(server.url, lambda: next(looks)) as hub:
+        assert (await hub.info()).hub_id == server.hub.info().hub_id
+    assert list(looks) == []
+
+
+async def test_a_found_token_that_stays_wrong_is_refused_and_not_tried_for_ever(server):
+    looks = []
+    with pytest.raises(AuthenticationError):
+        async with RemoteConnection(server.url, lambda: looks.append(1)) as hub:
+            await hub.info()
+    assert len(looks) == 2
+
+
+async def test_a_token_that_was_given_is_refused_at_once(server):
+    with pytest.raises(AuthenticationError):
+        async with RemoteConnection(server.url, "a.b.c") as hub:
+            await hub.info()
