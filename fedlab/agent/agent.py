@@ -151,9 +151,10 @@ class EphemeralAgent:
                 embedded = getattr(connection, "hub", None)
                 time: Clock = clock or getattr(embedded, "clock", None) or SystemClock()
                 expires_at = time.now() + max(1, round(lifetime * 1000))
-                # The seq before the life began: RAM starts empty, and no change after it is missed.
-                info = await connection.info()
-                await connection.spawn_agent(tenant_id, name, lifetime=lifetime)
+                # RAM is empty: whatever seq this is, no change after it is missed.
+                info, _ = await asyncio.gather(
+                    connection.info(), connection.spawn_agent(tenant_id, name, lifetime=lifetime)
+                )
             except BaseException:
                 if owned:
                     await connection.close()

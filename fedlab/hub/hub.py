@@ -162,17 +162,30 @@ class Hub:
         vectors = [episode.vector for episode in batch if episode.vector is not None]
         return self._writer.run(lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch))
 
-    def put_soon(self, episodes: Episode | Sequence[Episode], *, actor: str = "local") -> Future[int]:
-        """As `put`, at once: the future is done when the episodes are durable."""
+    def put_soon(
+        self, episodes: Episode | Sequence[Episode], *, actor: str = "local", wake: Callable[[], None] | None = None
+    ) -> Future[int]:
+        """As `put`, at once: the future is done when the episodes are durable.
+
+        `wake`, here and in the other methods of this kind: see `commit_waiting`.
+        """
         batch = self._checked(episodes, actor)
         if not batch:
             return done(self._writer.head.seq)
         return self._embedded(
             batch,
             lambda vectors: self._writer.submit(
-                lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch)
+                lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch), wake=wake
             ),
         )
+
+    def commit_waiting(self, most: int) -> None:
+        """Commit, in this thread, what was asked with a `wake`, which only says that there is something to commit.
+
+        Args:
+            most: About how many episodes; the writer's thread does the rest.
+        """
+        self._writer.commit_waiting(most)
 
     def recall(
         self,
@@ -224,6 +237,10 @@ class Hub:
             if len(live) >= k or len(hits) < k + gone:
                 return live[:k]
             gone = len(hits) - len(live)
+
+    def is_loaded(self, tenant_id: str) -> bool:
+        """Whether the tenant's index is in memory; if not, the next recall reads it."""
+        return self._indexes.is_loaded(tenant_id)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
         """Vectors of texts, shape (len(texts), dimension); a text is embedded once."""
@@ -279,7 +296,14 @@ class Hub:
         return self.spawn_agent_soon(tenant_id, agent_id, lifetime=lifetime, resume=resume, actor=actor).result()
 
     def spawn_agent_soon(
-        self, tenant_id: str, agent_id: str, *, lifetime: float, resume: bool = False, actor: str | None = None
+        self,
+        tenant_id: str,
+        agent_id: str,
+        *,
+        lifetime: float,
+        resume: bool = False,
+        actor: str | None = None,
+        wake: Callable[[], None] | None = None,
     ) -> Future[AgentRecord]:
         """As `spawn_agent`, at once."""
         check_name(tenant_id, "tenant_id")
@@ -300,7 +324,7 @@ class Hub:
             self._leases.grant(tenant_id, agent_id, record.expires_at)
             return done(record)
 
-        return then(self._writer.submit(spawn), granted)
+        return then(self._writer.submit(spawn, wake=wake), granted)
 
     def sync_agent(
         self,
@@ -338,6 +362,7 @@ class Hub:
         limit: int = 100,
         ending: Ending | None = None,
         recalled: int = 0,
+        wake: Callable[[], None] | None = None,
     ) -> Future[Delta]:
         """As `sync_agent`, at once; the delta is read in whatever thread completes the commit."""
         self._require(tenant_id)
@@ -366,7 +391,7 @@ class Hub:
             return done(nothing_new or self._delta(tenant_id, agent_id, after, limit))
 
         committed = self._embedded(
-            batch, lambda vectors: self._writer.submit(lambda tx: sync(tx, vectors), weight=len(batch) + 1)
+            batch, lambda vectors: self._writer.submit(lambda tx: sync(tx, vectors), weight=len(batch) + 1, wake=wake)
         )
         return then(committed, answer)
 

@@ -103,6 +103,11 @@ class Indexes:
             assert slot.index is not None
             return slot.index
 
+    def is_loaded(self, tenant_id: str) -> bool:
+        """Whether `get` returns at once."""
+        slot = self._slots.get(tenant_id)
+        return slot is not None and slot.index is not None
+
     def apply(self, events: Sequence[Stored | Forgotten]) -> None:
         """Follow a commit; called in the writer thread before the commit is acknowledged."""
         by_tenant: dict[str, list[Stored | Forgotten]] = {}

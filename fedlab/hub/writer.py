@@ -73,16 +73,24 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="fedlab-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Callable[[Transaction], T], weight: int = 1) -> Future[T]:
+    def submit(
+        self, operation: Callable[[Transaction], T], weight: int = 1, wake: Callable[[], None] | None = None
+    ) -> Future[T]:
         """Have an operation committed; the future is done when it is durable and visible.
 
         Args:
             operation: What to write.
             weight: About how many rows it writes.
+            wake: Sees to it that `commit_waiting` is called, instead of the writer's thread.
         """
         future = self._enqueue(operation, weight)
-        self._wake.release()
+        (wake or self._wake.release)()
         return future
+
+    def commit_waiting(self, most: int = MAX_WEIGHT) -> None:
+        """Commit what waits, up to about `most` rows; the rest, or all if a commit is under way, is the thread's."""
+        with _uninterrupted():
+            self._take_turn(most)
 
     def run(self, operation: Callable[[Transaction], T], weight: int = 1) -> T:
         """As `submit`, and wait for it."""
@@ -119,14 +127,14 @@ class Writer:
             while self._waiting and self._take_turn(wait=self._closed):
                 pass
 
-    def _take_turn(self, *, wait: bool = False) -> bool:
+    def _take_turn(self, most: int = MAX_WEIGHT, *, wait: bool = False) -> bool:
         """Commit what waits, unless someone else is at it."""
         if not self._turn.acquire(blocking=wait):
             return False
         try:
             batch: list[_Job] = []
             weight = 0
-            while self._waiting and weight < MAX_WEIGHT:
+            while self._waiting and weight < most:
                 job = self._waiting.popleft()
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)

@@ -60,11 +60,9 @@ def connect(
     """
     if isinstance(target, Hub):
         return LocalConnection(target)
-    if isinstance(target, (LocalConnection, RemoteConnection)):
+    if isinstance(target, HubConnection):
         return target
     if not isinstance(target, str):
-        if isinstance(target, HubConnection):
-            return target
         raise InvalidRequest(f"connect() takes a URL or a Hub, not {type(target).__name__} {target!r:.80}")
     options: dict[str, Any] = {} if max_message is None else {"max_message": max_message}
     if tls_ca is not None:

@@ -1,21 +1,32 @@
-"""`HubConnection`: a hub from anywhere, asynchronous. One interface with two implementations,
-`LocalConnection` (an embedded `Hub`, in `local.py`) and `RemoteConnection` (a socket, in `client.py`).
+"""`HubConnection`: a hub from anywhere, asynchronous. What can be asked is here, once; how it gets its answer is in
+`LocalConnection` (an embedded `Hub`, in `local.py`) and in `RemoteConnection` (a socket, in `client.py`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+import abc
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from fedlab.episode import Episode, to_vector
+from fedlab.errors import InvalidRequest
+from fedlab.net import protocol
+from fedlab.recall import Filter, check_k
+from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
     import numpy.typing as npt
     import polars as pl
 
-    from fedlab.episode import Episode, Memory
+    from fedlab.episode import Memory
     from fedlab.hub.values import (
         AgentRecord,
         Change,
@@ -28,20 +39,34 @@ if TYPE_CHECKING:
         VerifyReport,
     )
     from fedlab.recall import RecallPolicy
-    from fedlab.retention import RetentionPolicy
 
 
-@runtime_checkable
-class HubConnection(Protocol):
+class HubConnection(abc.ABC):
     """What can be asked of a hub. Every method raises what the same method of `Hub` raises,
     and `HubUnavailable` where the hub cannot be reached in time.
     """
 
+    @abc.abstractmethod
+    async def call(self, method: str, params: protocol.Params) -> Any:
+        """The answer to a request: a method of `fedlab.net.protocol.METHODS`, with its params."""
+
+    @abc.abstractmethod
+    def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
+        """Changes as they are committed, from seq `after` on (from now on if None), without end."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of the hub: the leases of the agents that this connection carries run from now on. Idempotent."""
+
     async def info(self) -> HubInfo:
         """Who the hub is."""
+        answer: HubInfo = await self.call("info", protocol.Params())
+        return answer
 
     async def put(self, episodes: Episode | Sequence[Episode]) -> int:
         """Store episodes; durable when it returns. All or none. Returns the seq of the last change."""
+        answer: int = await self.call("put", protocol.Put(episodes=_episodes(episodes)))
+        return answer
 
     async def recall(
         self,
@@ -58,9 +83,23 @@ class HubConnection(Protocol):
         vectors: bool = False,
     ) -> list[Memory]:
         """The k best memories for a query; `vectors=True` brings each episode's vector along."""
+        where = Filter.of(min_reward, since, until, task, agent_id)
+        params = protocol.Recall(
+            tenant_id=tenant_id,
+            text=query if isinstance(query, str) else None,
+            vector=None if query is None or isinstance(query, str) else to_vector(query),
+            k=check_k(k),
+            policy=policy,
+            vectors=vectors,
+            **msgspec.structs.asdict(where),
+        )
+        answer: list[Memory] = await self.call("recall", params)
+        return answer
 
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts, shape (len(texts), dimension), float16."""
+        vectors = await self.call("embed", protocol.Embed(texts=list(texts)))
+        return np.array(vectors, dtype=np.float16).reshape(len(texts), -1 if vectors else (await self.info()).dimension)
 
     async def spawn_agent(self, tenant_id: str, agent_id: str, *, lifetime: float, resume: bool = False) -> AgentRecord:
         """Register a life of `lifetime` seconds. `resume` takes up the running life after a lost connection.
@@ -68,6 +107,9 @@ class HubConnection(Protocol):
         The agent's lease is held by the connection: an agent whose connection is lost, and who does not
         resume, is marked `crashed` when the lease has run out.
         """
+        params = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=resume)
+        record: AgentRecord = await self.call("spawn_agent", params)
+        return record
 
     async def sync_agent(
         self,
@@ -78,14 +120,30 @@ class HubConnection(Protocol):
         after: int,
         limit: int = 100,
         ending: Ending | None = None,
+        recalled: int = 0,
     ) -> Delta:
         """Push episodes and learn what others stored and what was forgotten after seq `after`.
 
         One transaction stores the episodes and, with `ending`, ends the agent's life.
         """
+        params = protocol.SyncAgent(
+            tenant_id=tenant_id,
+            agent_id=agent_id,
+            episodes=_episodes(episodes),
+            after=after,
+            limit=limit,
+            ending=ending,
+            recalled=recalled,
+        )
+        delta: Delta = await self.call("sync_agent", params)
+        return delta
 
     async def forget(self, tenant_id: str, ids: Sequence[str], *, reason: str) -> int:
         """Forget episodes by id; returns how many there were. Ids that are not there are no error."""
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
+        answer: int = await self.call("forget", protocol.Forget(tenant_id=tenant_id, ids=list(ids), reason=reason))
+        return answer
 
     async def episodes(
         self,
@@ -100,46 +158,94 @@ class HubConnection(Protocol):
         limit: int | None = None,
     ) -> pl.DataFrame:
         """Live episodes as a frame, oldest first."""
+        where = msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id))
+        params = protocol.Episodes(tenant_id=tenant_id, after=after, limit=limit, **where)
+        frame: pl.DataFrame = await self.call("episodes", params)
+        return frame
 
     async def agents(self, tenant_id: str | None = None, *, status: str | None = None) -> pl.DataFrame:
         """The agent registry as a frame."""
+        frame: pl.DataFrame = await self.call("agents", protocol.Agents(tenant_id=tenant_id, status=status))
+        return frame
 
     async def tenants(self) -> pl.DataFrame:
         """The tenants as a frame, with their numbers."""
+        frame: pl.DataFrame = await self.call("tenants", protocol.Params())
+        return frame
 
     async def changes(
         self, after: int = 0, *, tenant_id: str | None = None, kind: str | None = None, limit: int | None = None
     ) -> pl.DataFrame:
         """The change log as a frame, oldest first."""
+        params = protocol.Changes(tenant_id=tenant_id, after=after, kind=kind, limit=limit)
+        frame: pl.DataFrame = await self.call("changes", params)
+        return frame
 
-    def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
-        """Changes as they are committed, from seq `after` on (from now on if None), without end."""
+    async def watch(
+        self, after: int, *, tenant_id: str | None = None, limit: int = 1_000, wait: float = 20.0
+    ) -> list[Change]:
+        """The next changes after seq `after`; none if there is none within `wait` seconds."""
+        params = protocol.Watch(tenant_id=tenant_id, after=after, limit=limit, wait=wait)
+        answer: list[Change] = await self.call("watch", params)
+        return answer
 
     async def stats(self, tenant_id: str | None = None) -> Stats:
         """The hub, or one tenant, in numbers."""
+        answer: Stats = await self.call("stats", protocol.ForAnyTenant(tenant_id=tenant_id))
+        return answer
 
     async def verify(self) -> VerifyReport:
         """Check that database, log and index agree."""
+        answer: VerifyReport = await self.call("verify", protocol.Params())
+        return answer
 
     async def set_retention(self, tenant_id: str, policy: RetentionPolicy) -> int:
         """Store a tenant's retention policy; returns the seq."""
+        answer: int = await self.call("set_retention", _policy(tenant_id, policy))
+        return answer
 
     async def retention(self, tenant_id: str) -> RetentionPolicy:
         """A tenant's retention policy."""
+        return RetentionPolicy.from_json(await self.call("retention", protocol.ForTenant(tenant_id=tenant_id)))
 
     async def preview_retention(self, tenant_id: str, policy: RetentionPolicy) -> RetentionPreview:
         """What a policy would do now; changes nothing."""
+        answer: RetentionPreview = await self.call("preview_retention", _policy(tenant_id, policy))
+        return answer
 
     async def apply_retention(self, tenant_id: str | None = None) -> RetentionReport:
         """Apply the stored policies of one tenant, or of all."""
-
-    async def close(self) -> None:
-        """Let go of the hub; idempotent."""
+        answer: RetentionReport = await self.call("apply_retention", protocol.ForAnyTenant(tenant_id=tenant_id))
+        return answer
 
     async def __aenter__(self) -> Self:
-        """Connect."""
+        """Connect, so that a wrong address or token shows here."""
+        await self.info()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close."""
+        await self.close()
+
+    async def _follow(self, tenant_id: str | None, after: int) -> AsyncIterator[Change]:
+        """A subscription: one `watch` after another. The log itself is the queue, so none can overflow."""
+        while True:
+            for change in await self.watch(after, tenant_id=tenant_id):
+                after = change.seq
+                yield change
+
+
+def _episodes(episodes: Episode | Sequence[Episode]) -> list[Episode]:
+    batch = [episodes] if isinstance(episodes, Episode) else list(episodes) if isinstance(episodes, Iterable) else None
+    for episode in [episodes] if batch is None else batch:
+        if not isinstance(episode, Episode):
+            raise InvalidRequest(f"an Episode is wanted, not {type(episode).__name__} {episode!r:.80}")
+    return batch or []
+
+
+def _policy(tenant_id: str, policy: RetentionPolicy) -> protocol.Policy:
+    if not isinstance(policy, RetentionPolicy):
+        raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
+    return protocol.Policy(tenant_id=tenant_id, policy=policy.to_json())

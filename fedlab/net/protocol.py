@@ -90,6 +90,7 @@ class SyncAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
     after: Whole
     limit: Whole = 100
     ending: Ending | None = None
+    recalled: Whole = 0
 
 
 class Forget(ForTenant, frozen=True, kw_only=True):  # noqa: D101

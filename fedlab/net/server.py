@@ -21,13 +21,13 @@ from websockets.asyncio.server import serve as listen
 
 from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
+from fedlab.net.commits import Commits
 from fedlab.net.discovery import Announcement, announce, is_loopback
 from fedlab.net.metrics import Metrics
 from fedlab.net.protocol import FORMATS
 from fedlab.net.session import WRITE_LIMIT, Connection, Session
 from fedlab.net.settings import Settings
 from fedlab.net.tokens import KEY_FILE, load_key, read_token
-from fedlab.net.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -76,9 +76,8 @@ class HubServer:
         self.metrics = Metrics()
         self.closing = False
         self.holders: dict[tuple[str, str], LocalConnection] = {}
-        self.warm: set[str] = set()
         self.hub: Hub
-        self.writes: Writes
+        self.commits: Commits
         self._given = hub
         self._embedder = embedder
         self._tls = tls
@@ -123,7 +122,7 @@ class HubServer:
         key_file = Path(self.hub.path) / KEY_FILE
         self._key = load_key(key_file, create=True)
         self._hub_id = self.hub.info().hub_id
-        self.writes = Writes(self.hub, asyncio.get_running_loop())
+        self.commits = Commits(self.hub, asyncio.get_running_loop())
         settings = self.settings
         try:
             self._listener = await listen(

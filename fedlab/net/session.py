@@ -1,6 +1,6 @@
 """One client's connection at the server: read a request, check it, have the `LocalConnection` do it, answer.
 
-Pushes (`writes.py`) and recalls by vector need no task. Everything else runs as a task, so that slow
+Pushes (`commits.py`) and recalls by vector need no task. Everything else runs as a task, so that slow
 requests do not hold up quick ones.
 """
 
@@ -23,21 +23,22 @@ from fedlab.net.protocol import (
     FORMATS,
     METHODS,
     Answer,
+    Changes,
+    Episodes,
     Fault,
     ForAnyTenant,
     ForTenant,
     Page,
-    Policy,
     Put,
     Recall,
     SpawnAgent,
     SyncAgent,
     to_page,
 )
-from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
+    from concurrent.futures import Future
 
     import polars as pl
     from websockets.protocol import Event
@@ -50,8 +51,6 @@ logger = logging.getLogger("fedlab.net")
 
 EXPIRED = 3000
 """The close code of a connection whose token has expired ("unauthorized" in the IANA registry)."""
-INLINE_K = 100
-"""Largest k of a recall by vector that runs on the event loop: about a millisecond."""
 FIRST_PAGE = 100
 """Rows in the first page of a frame; the next ones are sized by the bytes of those before."""
 PAGE_BYTES = 1 << 20
@@ -71,6 +70,13 @@ class Call:
         self.method = "unknown"
         self.size = size
         self.started = time.perf_counter()
+
+    def finish(self, future: Future[Any]) -> None:
+        """Answer with what a future holds."""
+        if error := future.exception():
+            self.session.fail(self, error)
+        else:
+            self.session.answer(self, future.result())
 
 
 class Connection(ServerConnection):
@@ -138,7 +144,7 @@ class Session:
         self._room = asyncio.Event()
         self._form = FORMATS[str(socket.subprotocol)]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._local = LocalConnection(server.hub, actor=identity.name, holders=server.holders)
+        self._local = LocalConnection(server.hub, actor=identity.name, commits=server.commits, holders=server.holders)
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -273,15 +279,13 @@ class Session:
     def _begin(self, call: Call, params: Any) -> None:
         kind = type(params)
         if kind is Put:
-            self.server.writes.put(call, params.episodes)
-        elif kind is Recall and params.text is None and params.k <= INLINE_K and self._is_warm(params.tenant_id):
-            self.answer(call, self.server.hub.recall(query=params.vector, **_recall_arguments(params)))
+            hub, commits = self.server.hub, self.server.commits
+            stored = hub.put_soon(params.episodes, actor=self.identity.name, wake=commits.wake(params.episodes))
+            commits.when_done(stored, call.finish)
+        elif kind is Recall and self._local.is_quick(params):
+            self.answer(call, self._local.recall_now(params))
         else:
             self._start(self._work(call, params))
-
-    def _is_warm(self, tenant_id: str) -> bool:
-        # The first recall of a tenant may load its index: that one runs in a thread.
-        return tenant_id in self.server.warm
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -296,32 +300,11 @@ class Session:
             if METHODS[call.method].result is Page:
                 await self._send_pages(call, params)
             else:
-                result = await self._perform(call.method, params)
+                result = await self._local.call(call.method, params)
                 await self._drain()
                 self.answer(call, result)
         except Exception as error:
             self.fail(call, error)
-
-    async def _perform(self, name: str, params: Any) -> Any:
-        if isinstance(params, Recall):
-            return await self._recall(params)
-        method = getattr(self._local, name)
-        if isinstance(params, Policy):
-            return await method(params.tenant_id, RetentionPolicy.from_json(params.policy))
-        result = await method(**msgspec.structs.asdict(params))
-        if isinstance(result, RetentionPolicy):
-            return result.to_json()
-        return list(result) if name == "embed" else result
-
-    async def _recall(self, params: Recall) -> Any:
-        arguments = _recall_arguments(params)
-        if params.text is not None and params.vector is not None:
-            raise InvalidRequest("a query is a text or a vector, not both", field="vector")
-        if params.text is not None:
-            return await self._local.recall(query=params.text, **arguments)
-        found = await asyncio.to_thread(self.server.hub.recall, query=params.vector, **arguments)
-        self.server.warm.add(params.tenant_id)
-        return found
 
     async def _send_pages(self, call: Call, params: Any) -> None:
         held: Page | None = None
@@ -337,33 +320,24 @@ class Session:
 
     async def _pages(self, name: str, params: Any) -> AsyncIterator[pl.DataFrame]:
         """A frame in parts of about `PAGE_BYTES`, at least one; the log's order is the place to go on from."""
-        method = getattr(self._local, name)
-        arguments = msgspec.structs.asdict(params)
         most = self.server.settings.page_rows
-        if name not in ("episodes", "changes"):
-            frame = await method(**arguments)
+        if not isinstance(params, (Episodes, Changes)):
+            frame = await self._local.call(name, params)
             if name == "tenants" and self.identity.tenant_id is not None:
                 frame = frame.filter(frame["tenant_id"] == self.identity.tenant_id)
             for start in range(0, max(1, frame.height), most):
                 yield frame.slice(start, most)
             return
-        left, rows = arguments["limit"], min(FIRST_PAGE, most)
+        left, rows = params.limit, min(FIRST_PAGE, most)
         while True:
-            arguments["limit"] = rows if left is None else min(rows, left)
-            frame = await method(**arguments)
+            limit = rows if left is None else min(rows, left)
+            frame = await self._local.call(name, msgspec.structs.replace(params, limit=limit))
             yield frame
             left = None if left is None else left - frame.height
-            if frame.height < arguments["limit"] or left == 0:
+            if frame.height < limit or left == 0:
                 return
-            arguments["after"] = frame["seq"][-1]
+            params = msgspec.structs.replace(params, after=frame["seq"][-1])
             rows = max(1, min(most, int(rows * PAGE_BYTES / max(1, frame.estimated_size()))))
-
-
-def _recall_arguments(params: Recall) -> dict[str, Any]:
-    return {name: getattr(params, name) for name in _RECALL_FIELDS}
-
-
-_RECALL_FIELDS = [name for name in Recall.__struct_fields__ if name not in ("text", "vector")]
 
 
 def _parts(frame: pl.DataFrame, size: int) -> Iterator[pl.DataFrame]:

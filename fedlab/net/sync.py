@@ -59,6 +59,7 @@ class SyncConnection:
             self._stop()
             raise
 
+    call = _blocking(HubConnection.call)
     info = _blocking(HubConnection.info)
     put = _blocking(HubConnection.put)
     recall = _blocking(HubConnection.recall)
@@ -70,6 +71,7 @@ class SyncConnection:
     agents = _blocking(HubConnection.agents)
     tenants = _blocking(HubConnection.tenants)
     changes = _blocking(HubConnection.changes)
+    watch = _blocking(HubConnection.watch)
     stats = _blocking(HubConnection.stats)
     verify = _blocking(HubConnection.verify)
     set_retention = _blocking(HubConnection.set_retention)

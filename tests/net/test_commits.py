@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import fedlab
 from fedlab import Episode, Hub, IdConflict
 from fedlab.net import HubServer
-from fedlab.net.writes import SLOW_COMMIT, SMALL, is_small
+from fedlab.net.commits import SLOW_COMMIT, SMALL, Commits, is_small
 
 Make = Callable[..., Episode]
 
@@ -55,19 +56,55 @@ async def test_the_log_names_who_pushed(server: HubServer, hub: Hub, token: Any,
 
 
 async def test_after_a_slow_commit_writes_leave_the_event_loop_and_come_back(
-    server: HubServer, hub: Hub, episode: Make, vector: Any, monkeypatch: pytest.MonkeyPatch
+    server: HubServer, hub: Hub, episode: Make, vector: Any
 ):
+    here, threads = threading.get_ident(), []
+    hub.on_commit(lambda seq: threads.append(threading.get_ident() == here))
     async with fedlab.connect(server.url) as connection:
         await connection.put(episode(0, vector=vector(0)))
-        server.writes.timed(lambda: time.sleep(2 * SLOW_COMMIT))  # a disk that takes its time
-        assert not server.writes.quick
+        slow = hub.on_commit(lambda seq: time.sleep(2 * SLOW_COMMIT))  # a disk that takes its time
         await connection.put(episode(1, vector=vector(1)))
-        await connection.spawn_agent("acme", "a1", lifetime=60)
-        await connection.sync_agent("acme", "a1", after=0, ending="destroyed")
-        monkeypatch.setattr(server.writes, "_slow_until", 0.0)  # a second later
-        assert server.writes.quick
+        slow()
         await connection.put(episode(2, vector=vector(2)))
-    assert hub.stats().episodes == 3
+        await connection.spawn_agent("acme", "a1", lifetime=60)
+        server.commits.slow_until = 0.0  # a second later
+        await connection.sync_agent("acme", "a1", [episode(3, agent_id="a1", vector=vector(3))], after=0)
+        await connection.put([episode(n, vector=vector(n)) for n in range(4, 5 + SMALL)])  # not small
+    assert threads == [True, True, False, False, True, False]
+    assert hub.stats().episodes == 5 + SMALL
+
+
+async def test_changes_that_come_in_one_turn_of_the_loop_share_a_commit(hub: Hub, episode: Make, vector: Any):
+    commits = []
+    hub.on_commit(commits.append)
+    async with fedlab.connect(hub) as one, fedlab.connect(hub) as other:
+        await asyncio.gather(
+            *(one.put(episode(n, vector=vector(n))) for n in range(10)),
+            *(other.spawn_agent("acme", f"a{n}", lifetime=60) for n in range(10)),
+        )
+    assert len(commits) == 1
+    assert hub.stats().agents_alive == 10
+
+
+async def test_a_change_that_is_cancelled_before_its_commit_is_not_made(hub: Hub, episode: Make, vector: Any):
+    hub.put(episode(0, vector=vector(0)))
+    commits = Commits(hub, asyncio.get_running_loop())
+    waiting = asyncio.ensure_future(commits.wait(hub.put_soon(episode(1, vector=vector(1)), wake=lambda: None)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    hub.put(episode(2, vector=vector(2)))
+    assert hub.stats().episodes == 2
+
+
+async def test_a_blocking_write_on_the_loop_takes_what_waits_along(hub: Hub, episode: Make, vector: Any):
+    async with fedlab.connect(hub) as connection:
+        waiting = asyncio.ensure_future(connection.put(episode(0, vector=vector(0))))
+        await asyncio.sleep(0)
+        assert hub.put(episode(1, vector=vector(1))) > 0
+        assert hub.stats().episodes == 2
+        assert await waiting > 0
 
 
 def test_small_is_few_and_with_vectors(episode: Make, vector: Any):
