@@ -172,9 +172,11 @@ class Indexes:
         except (OSError, msgspec.MsgspecError) as error:
             yield f"index: the manifest is damaged ({error})"
             return
-        for tenant_id, snapshot in self.manifest().tenants.items():
-            if fault := self._fault(snapshot):
-                yield f"index: the snapshot {snapshot.file} of tenant {tenant_id!r} {fault}"
+        with self._manifest_lock:  # one that is being written is not damaged
+            faults = [(each, held.file, self._fault(held)) for each, held in self.manifest().tenants.items()]
+        for tenant_id, name, fault in faults:
+            if fault:
+                yield f"index: the snapshot {name} of tenant {tenant_id!r} {fault}"
 
     def _load(self, tenant_id: str, slot: _Slot, *, use_snapshot: bool) -> None:
         """Build an index from snapshot and database, and put it in service."""
@@ -256,7 +258,7 @@ class Indexes:
         """One graph to disk: temporary file, sync, rename; then the manifest, in the same way."""
         graph = index.view.graph
         assert graph is not None
-        name = hashlib.blake2b(tenant_id.encode(), digest_size=12).hexdigest() + ".usearch"
+        stem = hashlib.blake2b(tenant_id.encode(), digest_size=12).hexdigest()
         with self._manifest_lock:
             self.directory.mkdir(exist_ok=True)
             view = index.view
@@ -265,11 +267,13 @@ class Indexes:
             old = held.tenants.get(tenant_id)
             if old is not None and (old.seq, old.rows) == (seq, len(graph)) and not self._fault(old):
                 return
-            temporary = self.directory / f"{name}.new"
+            temporary = self.directory / f"{stem}.new"
             graph.save(str(temporary))
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
                 checksum = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+            # Under a name of its own: until the manifest names it, the one before it is in force.
+            name = f"{stem}-{checksum[:16]}.usearch"
             temporary.replace(self.directory / name)
             with begin(self._engine) as connection:
                 chain = _chain_at(connection, seq)
@@ -281,6 +285,9 @@ class Indexes:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self.directory / "manifest.json")
+            for other in self.directory.glob(f"{stem}-*.usearch"):
+                if other.name != name:
+                    other.unlink()
 
     def _tend(self, tenant_id: str, slot: _Slot) -> None:
         """Have the background thread move a long tail into the graph, or rebuild after much forgetting."""

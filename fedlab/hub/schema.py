@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 
 metadata = sa.MetaData()
 
@@ -114,6 +114,79 @@ changes = sa.Table(
     sa.Index("changes_tenant", "tenant_id", "seq"),
     # One id is stored once for ever, also after it was forgotten: a late resend can not bring it back.
     sa.Index("changes_stored", "tenant_id", "subject", unique=True, sqlite_where=sa.text("kind = 'episode_stored'")),
+    sa.Index("changes_erased", "subject", sqlite_where=sa.text("kind = 'episode_erased'")),
+)
+
+holds = sa.Table(
+    "holds",
+    metadata,
+    # RESTRICT: whatever the code above it does, the database itself does not let a held episode go.
+    sa.Column(
+        "episode_id",
+        sa.Integer,
+        sa.ForeignKey("episodes.id", ondelete="RESTRICT"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Index("holds_tenant", "tenant_id"),
+)
+
+attic = sa.Table(
+    "attic",  # forgotten episodes whose content is kept a while, for time travel
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # of the episode
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("forgotten_seq", sa.Integer, nullable=False),  # the change that forgot it
+    sa.Column("forgotten_at", sa.BigInteger, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),  # rows of episodes, vectors and sources, MessagePack
+    sa.Index("attic_tenant", "tenant_id"),
+    sa.Index("attic_forgotten", "forgotten_at"),
+)
+
+erasures = sa.Table(
+    "erasures",  # the ledger: what remains of what was erased; no name and no text
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.Integer, nullable=False),  # of the change that began it
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),  # tenant, agent or episodes
+    sa.Column("tenant_hash", sa.Text, nullable=False),
+    sa.Column("agent_hash", sa.Text),
+    sa.Column("episodes", sa.Integer, nullable=False),
+    sa.Column("agents", sa.Integer, nullable=False),
+    sa.Column("changes", sa.Integer, nullable=False),  # rows of the log that lost their content
+    sa.Column("done_at", sa.BigInteger),  # NULL while it is under way
+    sa.Column("pending", sa.Text),  # JSON: what a start after a crash needs to finish it; NULL when done
+)
+
+recalls = sa.Table(
+    "recalls",  # how often an episode was recalled: statistics, written now and then
+    metadata,
+    sa.Column(
+        "episode_id",
+        sa.Integer,
+        sa.ForeignKey("episodes.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    sa.Column("times", sa.Integer, nullable=False),
+    sa.Column("last_at", sa.BigInteger, nullable=False),
+)
+
+queries = sa.Table(
+    "queries",  # a tenant's last queries by similarity, on which a policy can be tried
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("tenant_id", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("k", sa.Integer, nullable=False),
+    sa.Column("vector", sa.LargeBinary, nullable=False),  # float16, little-endian
+    sa.Index("queries_tenant", "tenant_id", "id"),
 )
 
 Durability = Literal["full", "normal", "off"]

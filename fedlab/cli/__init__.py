@@ -1,0 +1,33 @@
+"""`fedlab …`: a hub and its tools from the shell. Each command is a few lines over the public API.
+
+Exit codes: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage, 3 `verify` found damage.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedlab.cli import (
+    looking,  # noqa: F401
+    serving,  # noqa: F401 - each adds its commands to the app, in this order
+)
+from fedlab.cli.shared import app
+from fedlab.errors import FedlabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; what goes wrong is one line on stderr, not a stack trace."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="fedlab")
+    except FedlabError as error:
+        typer.echo(f"fedlab: {error.message}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # `fedlab tail … | head` has read enough.
+        sys.stderr.close()

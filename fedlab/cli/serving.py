@@ -1,0 +1,129 @@
+"""Commands that run something: a hub, the demo; and what a running hub needs: settings, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedlab.cli.shared import app
+from fedlab.errors import FedlabError, InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@app.command("hub")
+def hub_command(
+    data: Annotated[Path, typer.Option(help="The hub's directory; made if it is not there.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8443,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need TLS.")] = "127.0.0.1",
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without TLS.")] = False,
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="MiniLM if not given; `hashing` needs no model; or a sentence-transformers name or path."),
+    ] = None,
+    retention_interval: Annotated[
+        float, typer.Option(min=0, help="Seconds between applications of the tenants' retention policies; 0 for never.")
+    ] = 3600,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A limit; `fedlab settings` lists them. Repeatable."),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run a hub until SIGTERM or Ctrl-C, and shut it down cleanly."""
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+    logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
+    asyncio.run(
+        _serve(
+            data.resolve(),
+            host,
+            port,
+            embedder=embedder,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            insecure=insecure,
+            retention_interval=retention_interval or None,
+            settings=_settings(setting or []),
+        )
+    )
+
+
+async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
+    from fedlab.net import serve
+
+    logger = logging.getLogger("fedlab")
+    async with serve(data, host, port, **options) as server:
+        info = server.hub.info()
+        logger.info("hub %s at %s, data in %s, change %d", info.hub_id, server.url, data, info.seq)
+        logger.info("embedder %s, %d dimensions", info.embedder, info.dimension)
+        # The model takes seconds to load: begin now, so that the first agent does not wait for it.
+        warm = asyncio.create_task(asyncio.to_thread(server.hub.embed, ["hello"]))
+        await server.until_signal()
+        logger.info("shutting down: finishing what is under way")
+        with contextlib.suppress(FedlabError):
+            await warm
+    logger.info("the hub is closed; everything acknowledged is in %s", data)
+
+
+@app.command()
+def settings() -> None:
+    """List the limits of a hub server, with their defaults."""
+    from fedlab.net import SETTINGS
+
+    for each in SETTINGS:
+        typer.echo(f"{each.name:24} {each.default!s:>12}  {each.help}")
+
+
+@app.command()
+def token(
+    data: Annotated[Path, typer.Option(help="The hub's directory.")],
+    role: Annotated[str, typer.Option(help="observer (reads), agent (reads and writes), admin (everything).")],
+    tenant: Annotated[str | None, typer.Option(help="Its tenant; only an admin's token may have none.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Its agent id; any of the tenant if not given.")] = None,
+    expires: Annotated[float, typer.Option(min=1, help="Seconds until it ends.")] = 3600,
+) -> None:
+    """Print one token for a hub, which may be running."""
+    from fedlab.hub.directory import read_hub_id
+    from fedlab.net.tokens import KEY_FILE, load_key, make_token
+
+    hub_id = read_hub_id(data)
+    key = load_key(data / KEY_FILE, create=True)
+    typer.echo(make_token(key, hub_id, tenant, role, agent, expires))  # type: ignore[arg-type]  # it checks the role
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the hub's data and the page with the plots go.")] = Path(
+        "demo-output"
+    ),
+    generations: Annotated[int, typer.Option(min=2, help="Generations of agents.")] = 10,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same rewards.")] = 0,
+) -> None:
+    """Run generations of agents on a real hub that is killed half-way, and show what memory did for them."""
+    from fedlab.demo import run_demo
+
+    run_demo(output, generations=generations, seed=seed)
+
+
+def _settings(pairs: Sequence[str]) -> Any:
+    import msgspec
+
+    from fedlab.net import SETTINGS, Settings
+
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    if unknown := sorted(set(given) - {each.name for each in SETTINGS}):
+        raise InvalidRequest(f"there is no setting {unknown[0]!r}: `fedlab settings` lists them")
+    try:
+        return msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"--set: {error}") from None

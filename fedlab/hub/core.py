@@ -1,0 +1,159 @@
+"""What a hub is made of and how it opens and closes. What can be asked of it is in the modules beside this one,
+a noun each: each adds its methods to `HubCore`, and `hub.py` puts them together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from fedlab.clock import SystemClock
+from fedlab.embedding import EmbeddingService, get_embedder
+from fedlab.episode import check_name
+from fedlab.errors import HubUnavailable, UnknownTenant
+from fedlab.hub import reading, schema
+from fedlab.hub.directory import Directory, check_identity, open_database, read_head, read_identity, write_identity
+from fedlab.hub.indexes import Indexes
+from fedlab.hub.leases import Leases
+from fedlab.hub.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from fedlab.clock import Clock
+    from fedlab.embedding import Embedder
+    from fedlab.hub.log import Transaction
+    from fedlab.hub.schema import Durability
+
+logger = logging.getLogger("fedlab.hub")
+
+
+class HubCore:
+    """The parts of a `Hub`; its arguments are explained there."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        clock: Clock | None = None,
+        embedder: Embedder | str | None = None,
+        durability: Durability = "full",
+        *,
+        max_agents_per_tenant: int = 10_000,
+        lease: float = 30.0,
+    ) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self._directory = Directory(path)
+        self.path = self._directory.path
+        self._listeners: list[Callable[[int], object]] = []
+        self._changed_at: dict[str, int] = {}
+        self._closing = threading.Lock()
+        self.closed = False
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._directory.close)
+            if self._directory.in_memory:
+                durability = "off"
+            self._write_engine = open_database(self._directory, durability)
+            undo.callback(self._write_engine.dispose)
+            self._read_engine = schema.open_engine(self._directory.database, durability, writer=False)
+            undo.callback(self._read_engine.dispose)
+            self._identity = self._identify(embedder)
+            self.dimension = int(self._identity["dimension"])
+            self._embedding = EmbeddingService(self.embedder, self.path / "embeddings.db")
+            undo.callback(self._embedding.close)
+            self._indexes = Indexes(self._read_engine, self.path / "index", self._identity["embedder"], self.dimension)
+            self._start(lease, max_agents_per_tenant)
+            undo.pop_all()
+
+    def _identify(self, embedder: Embedder | str | None) -> dict[str, str]:
+        held = read_identity(self._write_engine)
+        if held:
+            check_identity(held, embedder, self.path)
+        self.embedder: Embedder = get_embedder(held["embedder"] if held and embedder is None else embedder)
+        return held or write_identity(self._write_engine, self.embedder)
+
+    def _start(self, lease: float, max_agents_per_tenant: int) -> None:
+        head = read_head(self._write_engine, self._directory.database)
+        with self._reading() as connection:
+            self._tenants: set[str] = set(connection.scalars(sa.select(schema.tenants.c.tenant_id)))
+            alive = reading.living_agents(connection)
+        self._leases = Leases(self.clock, lease, max_agents_per_tenant, alive)
+        self._writer = Writer(self._write_engine, self.clock, head, self._tenants, self._committed)
+        if head.seq == 0:
+            hub_id = self._identity["hub_id"]
+            self._writer.run(lambda tx: tx.log("hub_created", "", hub_id, "hub"))
+
+    def snapshot(self) -> None:
+        """Write the indexes to disk, so that the next start is quick."""
+        self._require_open()
+        self._indexes.snapshot()
+
+    def close(self) -> None:
+        """Commit what is waiting, write the indexes to disk and give the directory free; idempotent."""
+        with self._closing:
+            if self.closed:
+                return
+            self.closed = True
+        self._writer.close()
+        self._embedding.close()
+        self._indexes.close()
+        if not self._directory.in_memory:
+            self._indexes.snapshot()
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+        self._directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def on_commit(self, callback: Callable[[int], object]) -> Callable[[], None]:
+        """Have `callback(seq)` called in the writer thread after each commit; returns what undoes it."""
+        self._require_open()
+        self._listeners = [*self._listeners, callback]
+
+        def undo() -> None:
+            self._listeners = [each for each in self._listeners if each is not callback]
+
+        return undo
+
+    # --- inside --------------------------------------------------------------------------------------------
+
+    def _committed(self, tx: Transaction) -> None:
+        """Feed the consumers of the log; in the writer thread, before anyone is answered."""
+        self._indexes.apply(tx.events)
+        self._changed_at.update(dict.fromkeys(tx.touched, tx.head.seq))
+        for listener in self._listeners:
+            try:
+                listener(tx.head.seq)
+            except Exception:
+                logger.exception("a listener failed at seq %d", tx.head.seq)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """A connection that sees one moment of the database."""
+        self._require_open()
+        with schema.begin(self._read_engine) as connection:
+            yield connection
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise HubUnavailable(f"the hub in {self.path} is closed")
+
+    def _require(self, tenant_id: str) -> None:
+        self._require_open()
+        check_name(tenant_id, "tenant_id")
+        if tenant_id not in self._tenants:
+            raise UnknownTenant(
+                f"nothing was ever stored for tenant {tenant_id!r}: is the name spelled right?", tenant_id=tenant_id
+            )

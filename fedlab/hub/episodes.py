@@ -1,0 +1,199 @@
+"""Episodes as a hub's methods: put, recall, embed, forget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from typing import TYPE_CHECKING, Any
+
+from fedlab.episode import Episode, Memory, check_note, to_vector
+from fedlab.errors import InvalidRequest
+from fedlab.hub import operations, reading
+from fedlab.hub.core import HubCore
+from fedlab.hub.futures import done, then
+from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_k
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+    from datetime import datetime
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from fedlab.episode import Vector
+
+
+class EpisodeMethods(HubCore):
+    """What a hub remembers."""
+
+    def put(self, episodes: Episode | Sequence[Episode], *, actor: str = "local") -> int:
+        """Store episodes, all or none; durable when it returns.
+
+        An episode that is there already, with the same id and content, is not stored twice and is no error.
+
+        Args:
+            episodes: One or many, of any tenants; those without a vector are embedded.
+            actor: Who asked; kept in the log.
+
+        Returns:
+            The seq of the last change.
+
+        Raises:
+            IdConflict: If an id was stored with other content, or was stored and forgotten.
+            InvalidVector: If a vector has another dimension than the hub's.
+        """
+        batch = self._checked(episodes, actor)
+        if any(episode.vector is None for episode in batch):
+            return self.put_soon(batch, actor=actor).result()
+        vectors = [episode.vector for episode in batch if episode.vector is not None]
+        return self._writer.run(lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch))
+
+    def put_soon(
+        self, episodes: Episode | Sequence[Episode], *, actor: str = "local", wake: Callable[[], None] | None = None
+    ) -> Future[int]:
+        """As `put`, at once: the future is done when the episodes are durable.
+
+        `wake`, here and in the other methods of this kind: see `commit_waiting`.
+        """
+        batch = self._checked(episodes, actor)
+        if not batch:
+            return done(self._writer.head.seq)
+        return self._embedded(
+            batch,
+            lambda vectors: self._writer.submit(
+                lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch), wake=wake
+            ),
+        )
+
+    def commit_waiting(self, most: int) -> None:
+        """Commit, in this thread, what was asked with a `wake`, which only says that there is something to commit.
+
+        Args:
+            most: About how many episodes; the writer's thread does the rest.
+        """
+        self._writer.commit_waiting(most)
+
+    def recall(
+        self,
+        tenant_id: str,
+        query: str | Sequence[float] | npt.NDArray[Any] | None,
+        k: int = 10,
+        *,
+        policy: RecallPolicy | None = None,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        task: str | None = None,
+        agent_id: str | None = None,
+        vectors: bool = False,
+    ) -> list[Memory]:
+        """The k best memories of a tenant; never fewer while k match the filters.
+
+        Args:
+            tenant_id: Whose memory.
+            query: A text, or a vector of shape (dimension,); None where the policy needs no similarity.
+            k: How many.
+            policy: Ranks them; by similarity if not given.
+            min_reward: Smallest reward.
+            since: Made at this time or later.
+            until: Made before this time.
+            task: Exactly this task.
+            agent_id: Made by this agent.
+            vectors: Whether the episodes come with their vectors.
+
+        Raises:
+            UnknownTenant: If nothing was ever stored for the tenant.
+        """
+        self._require(tenant_id)
+        k = check_k(k)
+        if policy is None:
+            policy = SIMILARITY
+        elif not isinstance(policy, RecallPolicy):
+            raise InvalidRequest(f"policy must be a RecallPolicy, not {type(policy).__name__} {policy!r:.80}")
+        where = Filter.of(min_reward, since, until, task, agent_id)
+        vector = self._query_vector(query, policy)
+        index = self._indexes.get(tenant_id)
+        gone = 0
+        while True:
+            hits = index.search(vector, k + gone, policy, where, self.clock.now())
+            with self._reading() as connection:
+                found = reading.read_episodes(connection, [hit.id for hit in hits], with_vectors=vectors)
+            live = [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits if hit.id in found]
+            # What was forgotten between search and read leaves a gap: look further, by as much.
+            if len(live) >= k or len(hits) < k + gone:
+                return live[:k]
+            gone = len(hits) - len(live)
+
+    def is_loaded(self, tenant_id: str) -> bool:
+        """Whether the tenant's index is in memory; if not, the next recall reads it."""
+        return self._indexes.is_loaded(tenant_id)
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float16]:
+        """Vectors of texts, shape (len(texts), dimension); a text is embedded once."""
+        return self.embed_soon(texts).result()
+
+    def embed_soon(self, texts: Sequence[str]) -> Future[npt.NDArray[np.float16]]:
+        """As `embed`, at once: requests that wait share a batch of the model."""
+        self._require_open()
+        return self._embedding.submit(texts)
+
+    def forget(self, tenant_id: str, ids: Sequence[str], *, reason: str, actor: str = "local") -> int:
+        """Remove episodes and their vectors; the log keeps who did it, when and why.
+
+        Args:
+            tenant_id: Whose episodes.
+            ids: Ids that are not there are no error.
+            reason: Kept in the log; not empty.
+            actor: Who asked.
+
+        Returns:
+            How many were there.
+        """
+        self._require(tenant_id)
+        wanted = [] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
+        if not all(isinstance(each, str) for each in wanted) or (not wanted and not isinstance(ids, Sized)):
+            raise InvalidRequest(f"ids must be episode ids, not {ids!r:.80}", field="ids")
+        if isinstance(ids, str):
+            raise InvalidRequest(f"ids must be a sequence of ids: give [{ids!r:.80}]", field="ids")
+        check_note(reason, "reason")
+        check_note(actor, "actor")
+        return self._writer.run(
+            lambda tx: operations.forget(tx, tenant_id, wanted, reason=reason, actor=actor), len(wanted) + 1
+        )
+
+    def _checked(self, episodes: Episode | Sequence[Episode], actor: str = "local") -> list[Episode]:
+        self._require_open()
+        check_note(actor, "actor")
+        if not isinstance(episodes, (Episode, Iterable)):
+            raise InvalidRequest(f"an Episode or a sequence of them is wanted, not {episodes!r:.80}")
+        batch = [episodes] if isinstance(episodes, Episode) else list(episodes)
+        for episode in batch:
+            if not isinstance(episode, Episode):
+                raise InvalidRequest(f"an Episode is wanted, not {type(episode).__name__} {episode!r:.80}")
+            if episode.vector is not None and len(episode.vector) != self.dimension:
+                to_vector(episode.vector, self.dimension)  # raises, and says why
+        return batch
+
+    def _embedded(self, batch: list[Episode], submit: Callable[[list[Vector]], Future[Any]]) -> Future[Any]:
+        """Submit a batch once every episode has a vector."""
+        missing = [episode.text for episode in batch if episode.vector is None]
+        if not missing:
+            return submit([episode.vector for episode in batch if episode.vector is not None])
+
+        def complete(made: npt.NDArray[np.float16]) -> Future[Any]:
+            fresh = iter(made)
+            return submit([next(fresh) if each.vector is None else each.vector for each in batch])
+
+        return then(self._embedding.submit(missing), complete)
+
+    def _query_vector(
+        self, query: str | Sequence[float] | npt.NDArray[Any] | None, policy: RecallPolicy
+    ) -> npt.NDArray[Any] | None:
+        if query is None:
+            if policy.similarity:
+                raise InvalidRequest("a recall by similarity needs a query: a text or a vector", field="query")
+            return None
+        if isinstance(query, str):
+            # A policy that does not look at similarity does not need the model.
+            return self.embed([query])[0] if policy.similarity else None
+        return to_vector(query, self.dimension)
