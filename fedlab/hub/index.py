@@ -181,8 +181,13 @@ class TenantIndex:
             return []
         mask = self._mask(view, where)
         vector = None if query is None else unit([query])[0]
-        if vector is not None and mask is None and policy.only_similarity and view.first:
-            return _search_graph(view, vector, k, policy, None, view.n)
+        if vector is not None and mask is None and policy.only_similarity:
+            if view.first:
+                return _search_graph(view, vector, k, policy, None, view.n)
+            similarity = view.tail[: view.n] @ vector
+            top = best(similarity, view.created_at[: view.n], view.ids[: view.n], k)
+            found = similarity[top].astype(np.float64)
+            return _hits(view, top, found, policy.similarity * found)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
             base[~mask] = -np.inf

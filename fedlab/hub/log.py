@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import sqlalchemy as sa
+    from sqlalchemy.engine.interfaces import DBAPICursor
 
     from fedlab.episode import Episode, Vector
 
@@ -116,6 +117,7 @@ class Transaction:
 
     Args:
         connection: Inside a write transaction.
+        cursor: Of its driver: for one row, SQLAlchemy's way to executemany takes longer than SQLite.
         inserts: The statements.
         head: The end of the log before this transaction.
         now: Ms UTC: the time of every change in it.
@@ -125,6 +127,7 @@ class Transaction:
     """
 
     connection: sa.Connection
+    cursor: DBAPICursor
     inserts: Inserts
     head: Head
     now: int
@@ -179,12 +182,9 @@ class Transaction:
         """Write the gathered rows, in the order that foreign keys need."""
         if not self._rows:
             return
-        # Straight to the driver: for one row, SQLAlchemy's way to executemany takes longer than SQLite.
-        cursor = self.connection.connection.cursor()
         for name, statement in zip(self.inserts._fields, self.inserts, strict=True):
             if rows := self._rows.pop(name, None):
-                cursor.executemany(statement, rows)
-        cursor.close()
+                self.cursor.executemany(statement, rows)
 
     def _add(self, table: str, row: tuple[Any, ...]) -> None:
         rows = self._rows.get(table)

@@ -29,18 +29,17 @@ _PARAMETERS = 500
 def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors: bool) -> dict[int, Episode]:
     """Live episodes by number; those that are gone are left out.
 
-    Plain SQL with a fixed number of statements: this stands on the way of every recall.
+    Straight to the driver, with a fixed number of statements: this stands on the way of every recall, and what
+    SQLAlchemy does for a result takes a quarter of its time.
     """
+    run: Any = connection.connection.driver_connection.execute  # type: ignore[union-attr]
     found: dict[int, Episode] = {}
     for start in range(0, len(ids), _PARAMETERS):
         part = tuple(ids[start : start + _PARAMETERS])
         marks = f"({','.join('?' * len(part))})"
-        rows = connection.exec_driver_sql(
-            f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE id IN {marks}",  # noqa: S608
-            part,
-        ).fetchall()
+        rows = run(f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE id IN {marks}", part).fetchall()  # noqa: S608
         sources: dict[int, list[str]] = {}
-        for number, source in connection.exec_driver_sql(
+        for number, source in run(
             f"SELECT episode_id, source FROM episode_sources WHERE episode_id IN {marks}"  # noqa: S608
             " ORDER BY episode_id, position",
             part,
@@ -48,8 +47,7 @@ def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors
             sources.setdefault(number, []).append(source)
         held: dict[int, bytes] = {}
         if with_vectors:
-            statement = f"SELECT episode_id, vector FROM vectors WHERE episode_id IN {marks}"  # noqa: S608
-            held = {row[0]: row[1] for row in connection.exec_driver_sql(statement, part)}
+            held = dict(run(f"SELECT episode_id, vector FROM vectors WHERE episode_id IN {marks}", part))  # noqa: S608
         for row in rows:
             found[row[0]] = _episode(row, sources.get(row[0], ()), held.get(row[0]))
     return found

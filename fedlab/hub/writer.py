@@ -6,9 +6,9 @@ anything; then it alone fails, and those who share the commit are not touched.
 
 from __future__ import annotations
 
+import _signal  # what `signal` wraps in enums, which takes longer than all else a lone put does around SQLite
 import contextlib
 import logging
-import signal
 import sqlite3
 import threading
 from collections import deque
@@ -61,6 +61,7 @@ class Writer:
     ) -> None:
         self.head = head
         self._connection = engine.connect()
+        self._cursor = self._connection.connection.cursor()
         self._inserts = Inserts.compile(engine)
         self._clock = clock
         self._tenants = tenants
@@ -154,7 +155,7 @@ class Writer:
         """One transaction; False if a first try failed and nothing was changed or answered."""
         outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
         connection = self._connection
-        tx = Transaction(connection, self._inserts, self.head, self._clock.now(), self._tenants, careful)
+        tx = Transaction(connection, self._cursor, self._inserts, self.head, self._clock.now(), self._tenants, careful)
         try:
             with schema.transaction(connection, "IMMEDIATE"):
                 for job in batch:
@@ -190,15 +191,21 @@ class Writer:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the commit is done: between commit and index it would leave one without the other."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    if threading.get_ident() != _MAIN:
+        yield
+        return
+    before = _signal.getsignal(_signal.SIGINT)
+    if not callable(before):
         yield
         return
     came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    _signal.signal(_signal.SIGINT, lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        _signal.signal(_signal.SIGINT, before)
         if came:
             before(*came[0])
+
+
+_MAIN = threading.main_thread().ident

@@ -29,9 +29,11 @@ SMALL = 8
 TOGETHER = 128
 """About how many episodes share a commit on the event loop: about five milliseconds."""
 SLOW_COMMIT = 0.01
-"""Seconds: a commit on the event loop that took longer sends the next ones to the writer thread …"""
+"""Seconds: when commits on the event loop usually take longer, the next ones go to the writer thread …"""
 SLOW_FOR = 1.0
 """… for so many seconds, so that a slow disk holds up the loop for a hundredth of the time at most."""
+WEIGHT = 0.2
+"""Of the last commit in what is usual: one that waits for a checkpoint of the database is no slow disk."""
 
 
 def is_small(episodes: Sequence[Episode]) -> bool:
@@ -50,11 +52,11 @@ class Commits:
     def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.slow_until = 0.0
+        self._usual = 0.0
         self._hub = hub
         self._thread = threading.get_ident()
         self._due = False
         self._done: collections.deque[tuple[Future[Any], Callable[[Future[Any]], object]]] = collections.deque()
-        self._lock = threading.Lock()
         self._awake = False
 
     def wake(self, episodes: Sequence[Episode] = ()) -> Callable[[], None] | None:
@@ -95,17 +97,19 @@ class Commits:
         began = time.monotonic()
         self._hub.commit_waiting(TOGETHER)
         now = time.monotonic()
-        if now - began > SLOW_COMMIT:
+        self._usual += WEIGHT * (now - began - self._usual)
+        if self._usual > SLOW_COMMIT:
             self.slow_until = now + SLOW_FOR
+            self._usual = 0.0
         self._deliver()
 
     def _completed(self, then: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         """In whatever thread completes a future: one wake-up of the loop for all that are ready."""
-        with self._lock:
-            self._done.append((future, then))
-            if self._awake:
-                return
-            self._awake = True
+        self._done.append((future, then))
+        # No lock: `_deliver` lowers the flag before it looks, so what was added under a raised flag is seen.
+        if self._awake:
+            return
+        self._awake = True
         if threading.get_ident() == self._thread:
             self.loop.call_soon(self._deliver)
             return
@@ -115,9 +119,8 @@ class Commits:
             logger.debug("a change was committed after the event loop had ended")
 
     def _deliver(self) -> None:
-        with self._lock:
-            ready, self._done = self._done, collections.deque()
-            self._awake = False
-        for future, then in ready:
+        self._awake = False
+        while self._done:
+            future, then = self._done.popleft()
             if not future.cancelled():
                 then(future)

@@ -342,11 +342,7 @@ def _decode_vector(_type: Any, value: Any) -> Any:
     if isinstance(value, str):
         value = base64.b64decode(value, validate=True)
     if isinstance(value, bytes):
-        vector = np.frombuffer(value, dtype="<f2")
-        wide = vector.astype(np.float32)
-        # One number tells NaN, infinity and all zeros, in a third of the time of looking for each. What is read
-        # here is read-only, which marks it as checked; a doubtful one is copied, and to_vector says what is wrong.
-        return vector if 0 < float(wide @ wide) < np.inf else vector.copy()
+        return np.frombuffer(value, dtype="<f2")  # whoever takes it looks at what it holds
     if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
         raise TypeError("a vector is float16 bytes (in JSON: base64) or a list of numbers")
     with np.errstate(over="ignore"):
