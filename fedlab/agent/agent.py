@@ -151,15 +151,12 @@ class EphemeralAgent:
                 embedded = getattr(connection, "hub", None)
                 time: Clock = clock or getattr(embedded, "clock", None) or SystemClock()
                 expires_at = time.now() + max(1, round(lifetime * 1000))
-                # RAM is empty: whatever seq this is, no change after it is missed.
-                info, _ = await asyncio.gather(
-                    connection.info(), connection.spawn_agent(tenant_id, name, lifetime=lifetime)
-                )
+                life = await connection.begin_life(tenant_id, name, lifetime=lifetime)
             except BaseException:
                 if owned:
                     await connection.close()
                 raise
-            session = Session(connection, owned, info, tenant_id, name, time, pull_limit)
+            session = Session(connection, owned, life.hub, tenant_id, name, time, pull_limit)
             return cls(
                 session,
                 tenant_id,

@@ -95,20 +95,34 @@ def content_of(episode: Episode, created_at: int) -> tuple[Any, ...]:
     )
 
 
-class Inserts(NamedTuple):
-    """The INSERT statements, compiled once per engine."""
+class Statements:
+    """Core statements as the driver takes them, each compiled once.
 
-    tenants: str
-    changes: str
-    episodes: str
-    vectors: str
-    sources: str
+    On the way of a push or a life, what SQLAlchemy does at each call takes longer than the statement.
+    """
 
-    @classmethod
-    def compile(cls, engine: sa.Engine) -> Inserts:
-        """For this engine's dialect."""
-        tables = (schema.tenants, schema.changes, schema.episodes, schema.vectors, schema.episode_sources)
-        return cls(*(schema.insert_sql(engine, table) for table in tables))
+    def __init__(self, engine: sa.Engine) -> None:
+        tables = {
+            "tenants": schema.tenants,
+            "changes": schema.changes,
+            "episodes": schema.episodes,
+            "vectors": schema.vectors,
+            "sources": schema.episode_sources,
+        }
+        self.inserts = {name: schema.insert_sql(engine, table) for name, table in tables.items()}
+        """In the order that foreign keys need."""
+        self._dialect = engine.dialect
+        self._known: dict[int, tuple[str, list[str], dict[str, Any], sa.ClauseElement]] = {}
+
+    def run(self, cursor: DBAPICursor, statement: sa.ClauseElement, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a statement that stands in a module: it is known by its identity."""
+        if id(statement) not in self._known:
+            ready: Any = statement.compile(dialect=self._dialect)
+            self._known[id(statement)] = (str(ready), list(ready.positiontup), dict(ready.params), statement)
+        sql, names, usual, _ = self._known[id(statement)]
+        cursor.execute(sql, [values[name] if name in values else usual[name] for name in names])
+        columns = [each[0] for each in cursor.description or ()]
+        return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
 
 @dataclass
@@ -118,7 +132,7 @@ class Transaction:
     Args:
         connection: Inside a write transaction.
         cursor: Of its driver: for one row, SQLAlchemy's way to executemany takes longer than SQLite.
-        inserts: The statements.
+        statements: As its driver takes them.
         head: The end of the log before this transaction.
         now: Ms UTC: the time of every change in it.
         tenants: Those that exist.
@@ -128,7 +142,7 @@ class Transaction:
 
     connection: sa.Connection
     cursor: DBAPICursor
-    inserts: Inserts
+    statements: Statements
     head: Head
     now: int
     tenants: set[str]
@@ -178,11 +192,15 @@ class Transaction:
         self.events.append(event)
         self.touched.add(event.tenant_id)
 
+    def run(self, statement: sa.ClauseElement, **values: Any) -> list[dict[str, Any]]:
+        """The rows of a statement that stands in a module."""
+        return self.statements.run(self.cursor, statement, values)
+
     def flush(self) -> None:
         """Write the gathered rows, in the order that foreign keys need."""
         if not self._rows:
             return
-        for name, statement in zip(self.inserts._fields, self.inserts, strict=True):
+        for name, statement in self.statements.inserts.items():
             if rows := self._rows.pop(name, None):
                 self.cursor.executemany(statement, rows)
 

@@ -142,20 +142,16 @@ def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: st
 
 def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, resume: bool, actor: str) -> AgentRecord:
     """Register a life, or take up the one that goes on."""
-    query = (
-        sa.select(agents)
-        .where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id)
-        .order_by(agents.c.id.desc())
-        .limit(1)
-    )
-    held = tx.connection.execute(query).one_or_none()
+    lives = tx.run(_LAST_LIFE, tenant=tenant_id, agent=agent_id)
+    held = _record(lives[0]) if lives else None
     if held is not None and resume and held.expires_at > tx.now and held.status in ("alive", "crashed"):
         # After a lost connection the lease may have run out before the agent was back.
         tx.granted.add((tenant_id, agent_id))
         if held.status == "crashed":
-            tx.connection.execute(sa.update(agents).where(agents.c.id == held.id).values(status="alive", ended_at=None))
+            revived = sa.update(agents).where(agents.c.id == lives[0]["id"]).values(status="alive", ended_at=None)
+            tx.connection.execute(revived)
             tx.log("agent_resumed", tenant_id, agent_id, actor)
-        return _record(held, status="alive", ended_at=None)
+        return msgspec.structs.replace(held, status="alive", ended_at=None)
     if held is not None and held.status == "alive" and held.expires_at > tx.now:
         raise IdConflict(
             f"agent {agent_id!r} of tenant {tenant_id!r} is alive: wait until it is destroyed or its lease"
@@ -177,29 +173,42 @@ def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, r
         pushed=0,
         pulled=0,
     )
-    tx.connection.execute(sa.insert(agents), {"id": number, **msgspec.structs.asdict(record)})
+    tx.run(_INSERT_LIFE, id=number, **msgspec.structs.asdict(record))
     return record
 
 
 def count_sync(tx: Transaction, tenant_id: str, agent_id: str, *, pushed: int, pulled: int) -> None:
     """Add to what the registry knows of a life."""
     if pushed or pulled:
-        tx.connection.execute(
-            sa.update(agents)
-            .where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id, agents.c.ended_at.is_(None))
-            .values(pushed=agents.c.pushed + pushed, pulled=agents.c.pulled + pulled)
-        )
+        tx.run(_COUNT, tenant=tenant_id, agent=agent_id, more_pushed=pushed, more_pulled=pulled)
 
 
-def end(tx: Transaction, tenant_id: str, agent_id: str, ending: Ending, *, actor: str) -> AgentRecord | None:
-    """End a life; None if it has ended."""
-    condition = (agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id, agents.c.status == "alive")
-    held = tx.connection.execute(sa.select(agents).where(*condition)).one_or_none()
-    if held is None:
+def end(
+    tx: Transaction, tenant_id: str, agent_id: str, ending: Ending, *, actor: str, pushed: int = 0, pulled: int = 0
+) -> AgentRecord | None:
+    """End a life, and add to what the registry knows of it; None if it has ended."""
+    more = {"more_pushed": pushed, "more_pulled": pulled}
+    ended = tx.run(_END, tenant=tenant_id, agent=agent_id, ending=ending, at=tx.now, **more)
+    if not ended:
         return None
-    tx.connection.execute(sa.update(agents).where(*condition).values(status=ending, ended_at=tx.now))
     tx.log("agent_ended", tenant_id, agent_id, actor, ending)
-    return _record(held, status=ending, ended_at=tx.now)
+    return _record(ended[0])
+
+
+_OF_AGENT = (agents.c.tenant_id == sa.bindparam("tenant"), agents.c.agent_id == sa.bindparam("agent"))
+_LAST_LIFE = sa.select(agents).where(*_OF_AGENT).order_by(agents.c.id.desc()).limit(1)
+_INSERT_LIFE = sa.insert(agents)
+_MORE = {
+    "pushed": agents.c.pushed + sa.bindparam("more_pushed"),
+    "pulled": agents.c.pulled + sa.bindparam("more_pulled"),
+}
+_COUNT = sa.update(agents).where(*_OF_AGENT, agents.c.ended_at.is_(None)).values(_MORE)
+_END = (
+    sa.update(agents)
+    .where(*_OF_AGENT, agents.c.status == "alive")
+    .values({**_MORE, "status": sa.bindparam("ending"), "ended_at": sa.bindparam("at")})
+    .returning(agents)
+)
 
 
 def set_retention(tx: Transaction, tenant_id: str, policy: str, sentence: str, *, actor: str) -> int:
@@ -210,6 +219,5 @@ def set_retention(tx: Transaction, tenant_id: str, policy: str, sentence: str, *
     return tx.log("retention_set", tenant_id, tenant_id, actor, sentence)
 
 
-def _record(row: Any, **changed: Any) -> AgentRecord:
-    fields = {name: getattr(row, name) for name in AgentRecord.__struct_fields__}
-    return AgentRecord(**{**fields, **changed})
+def _record(row: dict[str, Any]) -> AgentRecord:
+    return AgentRecord(**{name: row[name] for name in AgentRecord.__struct_fields__})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from fedlab.episode import Episode
+from fedlab.episode import Episode, StoredEpisode
 from fedlab.hub.log import unpack_vector
 from fedlab.hub.schema import agents, changes, episodes, tenants
 from fedlab.hub.values import Change, Delta
@@ -54,7 +54,7 @@ def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors
 
 
 def _episode(row: Sequence[Any], sources: Sequence[str], vector: bytes | None) -> Episode:
-    return Episode(
+    return StoredEpisode(
         id=row[1],
         tenant_id=row[2],
         agent_id=row[3],

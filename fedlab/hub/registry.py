@@ -128,9 +128,10 @@ class AgentMethods(EpisodeMethods):
         def sync(tx: Transaction, vectors: list[Vector]) -> Delta | None:
             quiet = tenant_id not in tx.touched and after >= self._changed_at.get(tenant_id, tx.head.seq)
             operations.put(tx, batch, vectors, agent_id)
-            operations.count_sync(tx, tenant_id, agent_id, pushed=len(batch), pulled=recalled)
-            if ending is not None:
-                operations.end(tx, tenant_id, agent_id, ending, actor=agent_id)
+            if ending is None:
+                operations.count_sync(tx, tenant_id, agent_id, pushed=len(batch), pulled=recalled)
+            else:
+                operations.end(tx, tenant_id, agent_id, ending, actor=agent_id, pushed=len(batch), pulled=recalled)
             # Where nothing but this push is new there is nothing to tell, and no need to read.
             return Delta(seq=tx.head.seq, stored=[], forgotten=[]) if quiet or ending else None
 

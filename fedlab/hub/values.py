@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from fedlab.episode import Episode
+from fedlab.episode import FromHub
 
 Ending = Literal["destroyed", "expired", "crashed"]
 """How a life ended: by `destroy()`, by its lifetime, or without a goodbye."""
@@ -68,7 +68,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     seq: int
-    stored: list[Episode]
+    stored: list[FromHub]
     forgotten: list[str]
     skipped: int = 0
 
@@ -91,6 +91,18 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
     embedder: str
     dimension: int
     version: str
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent has to know when its life begins.
+
+    Args:
+        agent: Its entry in the registry.
+        hub: Who the hub is; a RAM that is empty now misses no change after its seq.
+    """
+
+    agent: AgentRecord
+    hub: HubInfo
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from fedlab.errors import FedlabError, HubUnavailable
 from fedlab.hub import schema
-from fedlab.hub.log import Head, Inserts, Transaction
+from fedlab.hub.log import Head, Statements, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class Writer:
         self.head = head
         self._connection = engine.connect()
         self._cursor = self._connection.connection.cursor()
-        self._inserts = Inserts.compile(engine)
+        self._statements = Statements(engine)
         self._clock = clock
         self._tenants = tenants
         self._committed = committed
@@ -155,7 +155,9 @@ class Writer:
         """One transaction; False if a first try failed and nothing was changed or answered."""
         outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
         connection = self._connection
-        tx = Transaction(connection, self._cursor, self._inserts, self.head, self._clock.now(), self._tenants, careful)
+        tx = Transaction(
+            connection, self._cursor, self._statements, self.head, self._clock.now(), self._tenants, careful
+        )
         try:
             with schema.transaction(connection, "IMMEDIATE"):
                 for job in batch:

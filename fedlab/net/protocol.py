@@ -18,11 +18,11 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from fedlab.episode import Episode, Memory, Vector
 from fedlab.errors import BY_CODE, FedlabError, InvalidEpisode, InvalidRequest
 from fedlab.hub.values import (
-    AgentRecord,
     Change,
     Delta,
     Ending,
     HubInfo,
+    Life,
     RetentionPreview,
     RetentionReport,
     Stats,
@@ -169,7 +169,7 @@ METHODS: dict[str, Method] = {
     "put": Method(Put, int, "agent", writes=True),
     "recall": Method(Recall, list[Memory]),
     "embed": Method(Embed, list[Vector], slow=True),
-    "spawn_agent": Method(SpawnAgent, AgentRecord, "agent", writes=True),
+    "spawn_agent": Method(SpawnAgent, Life, "agent", writes=True),
     "sync_agent": Method(SyncAgent, Delta, "agent", writes=True),
     "forget": Method(Forget, int, "admin", writes=True),
     "episodes": Method(Episodes, Page, slow=True),

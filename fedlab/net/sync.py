@@ -65,6 +65,7 @@ class SyncConnection:
     recall = _blocking(HubConnection.recall)
     embed = _blocking(HubConnection.embed)
     spawn_agent = _blocking(HubConnection.spawn_agent)
+    begin_life = _blocking(HubConnection.begin_life)
     sync_agent = _blocking(HubConnection.sync_agent)
     forget = _blocking(HubConnection.forget)
     episodes = _blocking(HubConnection.episodes)
