@@ -430,9 +430,8 @@ async def _run(
 
 async def _look(connection: HubConnection, demo: Demo, folder: Path, began: float) -> DemoReport:
     """Ask the hub what it has, and save the page."""
-    import polars as pl
-
     from fedlab import plots
+    from fedlab._polars import pl
 
     episodes = await connection.episodes()
     lives = await connection.agents()

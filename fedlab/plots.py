@@ -9,7 +9,7 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
+from fedlab._polars import pl
 
 if TYPE_CHECKING:
     import os

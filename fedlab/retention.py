@@ -8,16 +8,20 @@ both would: read it as "keep what passes the one *and* the other".
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args
 
 import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import InvalidRequest
 from fedlab.hub.schema import episode_sources, episodes
+from fedlab.recall import check_count
 
 if TYPE_CHECKING:
     Predicate = sa.ColumnElement[bool]
+
+Keep = Literal["newest", "best", "most_used"]
+_KEEP: tuple[Keep, ...] = get_args(Keep)
 
 
 class RetentionPolicy(msgspec.Struct, frozen=True, tag_field="policy"):
@@ -33,10 +37,10 @@ class RetentionPolicy(msgspec.Struct, frozen=True, tag_field="policy"):
         return sa.false()
 
     def __and__(self, other: RetentionPolicy) -> RetentionPolicy:
-        return Both(self, other)  # type: ignore[arg-type]  # one of the policies below
+        return Both(self, other) if isinstance(other, RetentionPolicy) else NotImplemented  # type: ignore[arg-type]
 
     def __or__(self, other: RetentionPolicy) -> RetentionPolicy:
-        return Either(self, other)  # type: ignore[arg-type]  # one of the policies below
+        return Either(self, other) if isinstance(other, RetentionPolicy) else NotImplemented  # type: ignore[arg-type]
 
     def to_json(self) -> str:
         """The policy as JSON text."""
@@ -85,8 +89,9 @@ class MinReward(RetentionPolicy, frozen=True, tag=True):
     reward: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.reward):
-            raise InvalidRequest(f"reward must be a finite number, not {self.reward}")
+        number = isinstance(self.reward, (int, float)) and not isinstance(self.reward, bool)
+        if not number or not math.isfinite(self.reward):
+            raise InvalidRequest(f"reward must be a finite number, not {self.reward!r:.40}")
 
     def condemned(self, tenant_id: str, now: int) -> Predicate:
         """Those below."""
@@ -106,10 +111,13 @@ class MaxEpisodes(RetentionPolicy, frozen=True, tag=True):
     """
 
     n: int
-    keep: Literal["newest", "best", "most_used"] = "newest"
+    keep: Keep = "newest"
 
     def __post_init__(self) -> None:
-        _positive(self.n, "n")
+        check_count(self.n, "n", least=1)
+        # A word that is taken for another would delete the wrong ones.
+        if self.keep not in _KEEP:
+            raise InvalidRequest(f"keep is one of {', '.join(_KEEP)}, not {self.keep!r:.40}")
 
     def condemned(self, tenant_id: str, now: int) -> Predicate:
         """Those beyond the first n."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 SERVER = Path(__file__).parents[1] / "hub_server.py"
@@ -27,23 +28,22 @@ class HubProcess:
     Args:
         data: The hub's directory.
         embedder: `hashing` needs no model.
+        options: More of the command line.
     """
 
-    def __init__(self, data: Path, embedder: str = "hashing") -> None:
+    def __init__(self, data: Path, embedder: str = "hashing", options: Sequence[str] = ()) -> None:
         self.data = data
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self.log = data.with_name(data.name + ".log")
-        self._embedder = embedder
+        self._options = ["--embedder", embedder, *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [sys.executable, str(SERVER), "--data", str(self.data), "--port", str(self.port)]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--embedder", self._embedder], stdout=log, stderr=log, cwd=self.data.parent
-            )
+            self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log, cwd=self.data.parent)
         deadline = time.monotonic() + 60
         while True:
             try:

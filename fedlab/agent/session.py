@@ -64,7 +64,7 @@ class Session:
         self._clock = clock
         self._pull_limit = pull_limit
         self._seq = info.seq
-        self._recalled = 0  # memories that the hub gave since it was told
+        self._given = 0  # episodes that the hub gave, and has not counted yet
         self._lock = asyncio.Lock()
         self._closed = False
 
@@ -89,7 +89,7 @@ class Session:
         recalled = await self._hub.recall(self._tenant_id, question, k, policy=policy, vectors=True, **filters)
         if self._closed:
             return []
-        self._recalled += len(recalled)
+        self._given += len(recalled)
         found = [memory for memory in recalled if not self.memory.is_forgotten(memory.episode.id)]
         self.memory.hold(memory.episode for memory in found)
         known = {memory.episode.id for memory in found}
@@ -140,7 +140,7 @@ class Session:
                 waiting = [each for each in self.memory.unsynced if each.id not in refused]
                 batch = next(batches(waiting), [])
                 last = len(batch) == len(waiting)
-                given = self._recalled
+                given = self._given
                 try:
                     delta = await self._hub.sync_agent(
                         self._tenant_id,
@@ -160,7 +160,7 @@ class Session:
                     else:
                         raise
                     continue
-                self._recalled -= given
+                self._given += len(delta.stored) - given
                 self._seq = max(self._seq, delta.seq)
                 pushed += self.memory.confirm(each.id for each in batch)
                 pulled += self.memory.hold(delta.stored)

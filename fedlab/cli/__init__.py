@@ -1,6 +1,6 @@
 """`fedlab …`: a hub and its tools from the shell. Each command is a few lines over the public API.
 
-Exit codes: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage, 3 `verify` found damage.
+Exit codes: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage, 3 `verify` found damage, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what goes wrong is one line on stderr, not a stack trace."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="fedlab")
-    except FedlabError as error:
-        typer.echo(f"fedlab: {error.message}", err=True)
+    except (FedlabError, OSError) as error:
+        typer.echo(f"fedlab: {error}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        # `fedlab tail … | head` has read enough.
-        sys.stderr.close()

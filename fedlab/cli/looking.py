@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlab.cli.shared import AsJson, HubArgument, Tenant, Token, app, open_hub
+from fedlab.cli.shared import LONG_PATIENCE, PATIENCE, AsJson, HubArgument, Tenant, Token, app, open_hub
+from fedlab.errors import CorruptHub
 
 if TYPE_CHECKING:
     from fedlab.hub.values import Change
@@ -53,10 +54,14 @@ def tail(
     """Print the end of the change log, and follow it."""
     import msgspec
 
-    with open_hub(hub, token) as connection, contextlib.suppress(KeyboardInterrupt):
+    patience = LONG_PATIENCE if follow else PATIENCE
+    with open_hub(hub, token, patience) as connection, contextlib.suppress(KeyboardInterrupt):
         last = connection.info().seq
-        after = last - lines if tenant is None else 0
-        rows = connection.changes(max(0, after), tenant_id=tenant).tail(lines).to_dicts()
+        # A tenant's last changes may lie far back: look further until there are enough, or nothing is before.
+        span = lines
+        while len(frame := connection.changes(max(0, last - span), tenant_id=tenant)) < lines and span < last:
+            span *= 8
+        rows = frame.tail(lines).to_dicts()
         for row in rows:
             _print_change(msgspec.convert(row, _change_type()), as_json=as_json)
         if follow:
@@ -84,8 +89,12 @@ def _print_change(change: Change, *, as_json: bool) -> None:
 @app.command()
 def verify(hub: HubArgument, token: Token = None) -> None:
     """Read everything and check that database, log and index agree; exit code 3 if they do not."""
-    with open_hub(hub, token) as connection:
-        report = connection.verify()
+    try:
+        with open_hub(hub, token) as connection:
+            report = connection.verify()
+    except CorruptHub as error:
+        typer.echo(f"fedlab: {error.message}", err=True)
+        raise typer.Exit(3) from None
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(3)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +15,11 @@ from fedlab.errors import FedlabError, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from fedlab.hub import Hub
+    from fedlab.net import Settings
+
+logger = logging.getLogger("fedlab")
 
 
 @app.command("hub")
@@ -37,12 +41,14 @@ def hub_command(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit; `fedlab settings` lists them. Repeatable."),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
+    ] = "info",
 ) -> None:
     """Run a hub until SIGTERM or Ctrl-C, and shut it down cleanly."""
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
+    logger.setLevel(log_level.upper())
     logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
     asyncio.run(
         _serve(
@@ -64,7 +70,6 @@ async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
 
     from fedlab.net import serve
 
-    logger = logging.getLogger("fedlab")
     # A product of a matrix and a vector is too short to share: threads that wait for the next one in a busy loop
     # took more time than all the rest of a recall.
     threadpool_limits(1, user_api="blas")
@@ -76,12 +81,18 @@ async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
-        warm = asyncio.create_task(asyncio.to_thread(server.hub.embed, ["hello"]))
+        warm = asyncio.create_task(asyncio.to_thread(_warm_up, server.hub))
         await server.until_signal()
         logger.info("shutting down: finishing what is under way")
-        with contextlib.suppress(FedlabError):
-            await warm
+        await warm
     logger.info("the hub is closed; everything acknowledged is in %s", data)
+
+
+def _warm_up(hub: Hub) -> None:
+    try:
+        hub.embed(["hello"])
+    except FedlabError as error:
+        logger.warning("only episodes and queries with vectors will be accepted: %s", error.message)
 
 
 @app.command()
@@ -96,7 +107,10 @@ def settings() -> None:
 @app.command()
 def token(
     data: Annotated[Path, typer.Option(help="The hub's directory.")],
-    role: Annotated[str, typer.Option(help="observer (reads), agent (reads and writes), admin (everything).")],
+    role: Annotated[
+        Literal["observer", "agent", "admin"],
+        typer.Option(help="An observer reads, an agent also writes, an admin may do everything."),
+    ],
     tenant: Annotated[str | None, typer.Option(help="Its tenant; only an admin's token may have none.")] = None,
     agent: Annotated[str | None, typer.Option(help="Its agent id; any of the tenant if not given.")] = None,
     expires: Annotated[float, typer.Option(min=1, help="Seconds until it ends.")] = 3600,
@@ -107,7 +121,7 @@ def token(
 
     hub_id = read_hub_id(data)
     key = load_key(data / KEY_FILE, create=True)
-    typer.echo(make_token(key, hub_id, tenant, role, agent, expires))  # type: ignore[arg-type]  # it checks the role
+    typer.echo(make_token(key, hub_id, tenant, role, agent, expires))
 
 
 @app.command()
@@ -124,15 +138,20 @@ def demo(
     run_demo(output, generations=generations, seed=seed)
 
 
-def _settings(pairs: Sequence[str]) -> Any:
+def _settings(pairs: Sequence[str]) -> Settings:
     import msgspec
 
     from fedlab.net import SETTINGS, Settings
 
-    given = dict(pair.partition("=")[::2] for pair in pairs)
-    if unknown := sorted(set(given) - {each.name for each in SETTINGS}):
-        raise InvalidRequest(f"there is no setting {unknown[0]!r}: `fedlab settings` lists them")
+    defaults = {each.name: each.default for each in SETTINGS}
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if name not in defaults or not equals:
+            raise typer.BadParameter(f"{pair!r} sets nothing: write NAME=VALUE; `fedlab settings` lists the names")
+        # A list is written with commas.
+        given[name] = value.split(",") if isinstance(defaults[name], tuple) else value
     try:
         return msgspec.convert(given, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"--set: {error}") from None
+    except (msgspec.ValidationError, InvalidRequest) as error:
+        raise typer.BadParameter(f"--set: {error}") from None

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
     from fedlab.net import SyncConnection
 
-app = typer.Typer(
-    name="fedlab",
-    help="A persistent memory for agents that come and go.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name="fedlab", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+PATIENCE, LONG_PATIENCE = 1.0, 10.0
+"""Seconds to go on trying to reach a hub: a command can be typed again, but who follows a log awaits its return."""
 
 HubArgument = Annotated[
     str, typer.Argument(metavar="HUB", help="A hub's directory, or the URL of a running one (ws://… or wss://…).")
@@ -31,15 +27,32 @@ Tenant = Annotated[str | None, typer.Option(help="Only this tenant.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from fedlab import __version__
+
+        typer.echo(f"fedlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """A persistent memory for agents that come and go."""
+
+
 @contextlib.contextmanager
-def open_hub(target: str, token: str | None) -> Iterator[SyncConnection]:
+def open_hub(target: str, token: str | None, patience: float = PATIENCE) -> Iterator[SyncConnection]:
     """A connection to a URL, to a directory, or to the running hub that has that directory open."""
     from fedlab.hub import Hub
     from fedlab.net import connect_sync
     from fedlab.net.discovery import find_data
 
     if "://" in target:
-        with connect_sync(target, token) as connection:
+        with connect_sync(target, token, retry_for=patience) as connection:
             yield connection
         return
     path = Path(target)
@@ -53,7 +66,7 @@ def open_hub(target: str, token: str | None) -> Iterator[SyncConnection]:
         running = find_data(path)
         if running is None:
             raise
-        with connect_sync(running.url, token) as connection:
+        with connect_sync(running.url, token, retry_for=patience) as connection:
             yield connection
         return
     with hub, connect_sync(hub) as connection:

@@ -210,7 +210,7 @@ def tenants_frame(connection: sa.Connection) -> pl.DataFrame:
 
 def changes_frame(rows: Sequence[Change]) -> pl.DataFrame:
     """Rows of the log as a frame."""
-    import polars as pl  # imported when the first frame is asked for
+    from fedlab._polars import pl  # imported when the first frame is asked for
 
     schema = {name: pl.Int64 if name in ("seq", "at") else pl.String for name in Change.__struct_fields__}
     return pl.DataFrame([msgspec.structs.astuple(row) for row in rows], schema=schema, orient="row")
@@ -238,7 +238,7 @@ _POLARS = {sa.Text: "String", sa.Integer: "Int64", sa.BigInteger: "Int64", sa.Do
 
 def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pl.DataFrame:
     """The result of a query, with types also where it is empty."""
-    import polars as pl  # imported when the first frame is asked for
+    from fedlab._polars import pl  # imported when the first frame is asked for
 
     schema = {column.name: getattr(pl, _POLARS.get(type(column.type), "Int64")) for column in query.selected_columns}
     return pl.DataFrame([tuple(row) for row in connection.execute(query)], schema=schema, orient="row")

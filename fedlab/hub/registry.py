@@ -95,7 +95,7 @@ class AgentMethods(EpisodeMethods):
             after: The seq up to which the agent knows the log.
             limit: Most new episodes to send (the newest); recall finds the others.
             ending: Ends the life in the same transaction; then nothing is sent.
-            recalled: Memories the agent was given since its last sync, for the registry.
+            recalled: Episodes the agent was given since it last said so, for the registry.
         """
         return self.sync_agent_soon(
             tenant_id, agent_id, episodes, after=after, limit=limit, ending=ending, recalled=recalled

@@ -110,6 +110,8 @@ class Writer:
         self._wake.release()
         self._thread.join()
         with self._turn:
+            # A cursor left open keeps SQLite's own connection open, and the last to close moves the log into the file.
+            self._cursor.close()
             self._connection.close()
 
     def _enqueue(self, operation: Callable[[Transaction], T], weight: int) -> Future[T]:

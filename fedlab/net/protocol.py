@@ -392,7 +392,7 @@ def to_frame(pages: list[Page]) -> pl.DataFrame:
     Raises:
         InvalidRequest: On a column of a type that no frame of a hub has.
     """
-    import polars as pl  # imported when the first frame is asked for
+    from fedlab._polars import pl  # imported when the first frame is asked for
 
     known = {str(kind): kind for kind in (pl.String, pl.Int64, pl.Float64, pl.Boolean)}
     try:

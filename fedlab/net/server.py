@@ -347,7 +347,7 @@ def serve(
     elif not insecure and not is_loopback(host):
         raise InvalidRequest(
             f"listening on {host or 'all addresses'} without TLS would send tokens in clear text over the network:"
-            " give tls_cert and tls_key, or insecure=True behind a proxy that ends TLS"
+            " give a certificate (tls_cert, tls_key), or say that it is meant (insecure), behind a proxy that ends TLS"
         )
     return HubServer(
         data,

@@ -57,6 +57,28 @@ async def test_a_sync_pushes_pulls_and_says_so(site, doing):
     await other.destroy()
 
 
+async def test_the_registry_counts_what_an_agent_was_given_and_what_it_gave(site, doing):
+    def counted():
+        frame = site.hub.agents("acme-corp")
+        return frame.filter(frame["agent_id"] == agent.agent_id).select("pushed", "pulled").row(0)
+
+    site.fill(20)
+    agent, other = await site.spawn(), await site.spawn()
+    await agent.query_memories("task-name", 7)
+    await other.store_episode(**doing)
+    await other.destroy()
+    assert (await agent.sync_with_hub()).pulled == 1
+    assert counted() == (0, 7), "the sync that brought the other's episode had told its count before"
+    await agent.sync_with_hub()
+    assert counted() == (0, 8)
+    await agent.sync_with_hub()
+    assert counted() == (0, 8)
+    await agent.query_memories("task-name", 3)
+    await agent.store_episode(**doing)
+    await agent.destroy()
+    assert counted() == (1, 11)
+
+
 async def test_a_forgotten_episode_leaves_ram_at_the_next_sync(site):
     (one, two) = site.fill(2)
     agent = await site.spawn()

@@ -29,6 +29,15 @@ def contents(hub: Hub) -> tuple:
     return hub.episodes().rows(), sorted((each.id, each.vector.tobytes(), each.sources) for each in memories)
 
 
+def test_a_closed_hub_is_whole_in_its_database_file(closed, tmp_path):
+    assert not list(closed.glob("hub.db-*"))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/hub.db").write_bytes((closed / "hub.db").read_bytes())
+    with Hub(tmp_path / "copy") as copy, Hub(closed) as hub:
+        assert contents(copy) == contents(hub)
+        assert copy.verify().ok
+
+
 def test_a_second_process_is_refused_and_told_who_has_it(closed):
     with Hub(closed):
         code = f"import fedlab\ntry: fedlab.Hub({str(closed)!r})\nexcept fedlab.HubLocked as error: print(error.details['pid'], error)"

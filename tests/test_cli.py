@@ -1,0 +1,347 @@
+"""The commands: what they print, their exit codes, and a hub process that is stopped, interrupted and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+
+import fedlab
+from fedlab import Hub
+from fedlab.cli import main
+from fedlab.cli.shared import app
+from fedlab.net import SETTINGS
+from tests.processes import HubProcess
+
+Make = Callable[..., Any]
+
+
+class Result(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDLAB_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    monkeypatch.delenv("FEDLAB_TOKEN", raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("stats", "lab")`: a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(each) for each in arguments])
+        return Result(stop.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def lab(tmp_path: Path, episode: Make) -> Path:
+    """The directory of a hub with twelve changes: two tenants, of five episodes each."""
+    with Hub(tmp_path / "lab", embedder="hashing") as hub:
+        hub.put([episode(i, tenant_id=tenant) for tenant in ("acme", "globex") for i in range(5)])
+    return tmp_path / "lab"
+
+
+@pytest.fixture
+def running(lab: Path) -> Iterator[HubProcess]:
+    with HubProcess(lab) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, which ends here if it has not yet."""
+    words = [sys.executable, "-m", "fedlab", *map(str, arguments)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# --- help and wrong usage --------------------------------------------------------------------------------------
+
+
+def test_help_explains_every_command_and_every_option(run: Run):
+    group: Any = typer.main.get_command(app)
+    overview = run("--help")
+    assert overview.code == 0
+    for name, each in group.commands.items():
+        assert name in overview.out
+        helped = run(name, "--help")
+        assert helped.code == 0
+        assert each.help.split()[0] in helped.out
+        assert [option.name for option in each.params if not option.help] == []
+    assert run().code == 2, "no command at all: the overview, and an exit code that a script notices"
+
+
+def test_the_version_is_printed(run: Run):
+    assert run("--version")[:2] == (0, f"fedlab {fedlab.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["hub"],
+        ["hub", "--data", "d", "--port", "99999"],
+        ["hub", "--data", "d", "--port", "http"],
+        ["hub", "--data", "d", "--retention-interval", "-1"],
+        ["hub", "--data", "d", "--log-level", "loud"],
+        ["hub", "--data", "d", "--set", "foo=1"],
+        ["hub", "--data", "d", "--set", "page_rows"],
+        ["hub", "--data", "d", "--set", "page_rows=many"],
+        ["hub", "--data", "d", "--set", "page_rows=0"],
+        ["token", "--data", "d"],
+        ["token", "--data", "d", "--role", "boss"],
+        ["token", "--data", "d", "--role", "admin", "--expires", "0"],
+        ["stats"],
+        ["tail", "d", "--lines", "-1"],
+        ["verify", "d", "e"],
+        ["demo", "--generations", "1"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2_and_leaves_nothing(
+    run: Run, arguments: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Usage: fedlab" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["stats", "nowhere"], "nowhere is no hub"),
+        (["tail", "empty"], "empty is no hub"),
+        (["verify", "file"], "file is no hub"),
+        (["stats", "lab", "--tenant", "acmee"], "spelled right"),
+        (["tail", "lab", "--tenant", "acmee", "--no-follow"], "spelled right"),
+        (["stats", "ws://127.0.0.1:9"], "no hub answers at ws://127.0.0.1:9"),
+        (["stats", "http://127.0.0.1:9"], "looks like ws://"),
+        (["token", "--data", "empty", "--role", "admin"], "fedlab hub --data"),
+        (["token", "--data", "lab", "--role", "agent"], "needs a tenant"),
+        (["hub", "--data", "file"], "is a file"),
+        (["hub", "--data", "file/under"], "is a file"),
+        (["hub", "--data", "new", "--host", "0.0.0.0"], "without TLS"),
+        (["hub", "--data", "new", "--tls-cert", "none.pem"], "none.pem"),
+        (["hub", "--data", "new", "--tls-key", "none.pem"], "tls_cert"),
+        (["hub", "--data", "lab", "--embedder", "hashing-64"], "hashing-384"),
+        (["demo", "--output", "mine"], "no demo has made"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_fails_is_exit_code_1_and_a_sentence(
+    run: Run, arguments: Sequence[str], says: str, lab: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(lab.parent)
+    Path("empty").mkdir()
+    Path("file").write_text("text")
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("mine")
+    result = run(*arguments)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("fedlab: ")
+    assert says in result.err
+    assert "Traceback" not in result.err
+    assert list(Path("empty").iterdir()) == []
+
+
+def test_an_operating_system_that_refuses_is_a_sentence_too(run: Run):
+    result = run("hub", "--data", "/proc/lab", "--embedder", "hashing")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("fedlab: ")
+    assert "/proc/lab" in result.err
+
+
+def test_a_failed_start_does_not_keep_the_next_one_from_working(run: Run, tmp_path: Path):
+    failed = run("hub", "--data", tmp_path / "lab", "--embedder", "no/such-model")
+    assert failed.code == 1
+    assert "fedlab: the embedder 'no/such-model' could not be loaded" in failed.err
+    with HubProcess(tmp_path / "lab", embedder="hashing"):
+        assert run("stats", tmp_path / "lab").code == 0
+
+
+# --- reading a hub ---------------------------------------------------------------------------------------------
+
+
+def test_a_directory_a_running_hub_and_its_url_are_read_alike(run: Run, lab: Path):
+    resting = run("stats", lab), run("tail", lab, "--no-follow"), run("verify", lab)
+    with HubProcess(lab) as process:
+        for target in (lab, process.url):
+            stats, tail, verify = run("stats", target), run("tail", target, "--no-follow"), run("verify", target)
+            # The size on disk is the running hub's own: it counts the write-ahead log too.
+            assert stats.out.splitlines()[1:] == resting[0].out.splitlines()[1:]
+            assert (tail, verify) == resting[1:]
+    assert [result.code for result in resting] == [0, 0, 0]
+    assert "10 episodes (0 forgotten), 2 tenants" in resting[0].out
+    assert resting[1].out.count("episode_stored") == 9, "the last ten changes, one of which is globex's beginning"
+    assert "10 episodes and 13 changes agree" in resting[2].out
+
+
+def test_numbers_and_changes_are_json_for_programs(run: Run, lab: Path):
+    numbers = json.loads(run("stats", lab, "--json").out)
+    assert numbers["episodes"] == 10
+    assert [row["tenant_id"] for row in numbers["by_tenant"]] == ["acme", "globex"]
+    assert json.loads(run("stats", lab, "--tenant", "acme", "--json").out)["episodes"] == 5
+    changes = [json.loads(line) for line in run("tail", lab, "--no-follow", "-n", 3, "--json").out.splitlines()]
+    assert [(each["seq"], each["tenant_id"]) for each in changes] == [(seq, "globex") for seq in (11, 12, 13)]
+
+
+def test_the_tail_of_one_tenant_reaches_back_as_far_as_it_has_to(run: Run, lab: Path):
+    for lines, expected in ((0, []), (2, [6, 7]), (100, [2, 3, 4, 5, 6, 7])):
+        printed = run("tail", lab, "--no-follow", "--tenant", "acme", "--lines", lines, "--json").out
+        assert [json.loads(line)["seq"] for line in printed.splitlines()] == expected
+
+
+def test_tail_follows_what_is_committed_until_ctrl_c(running: HubProcess, episode: Make):
+    with command("tail", running.data, "-n", 1) as tail, fedlab.connect_sync(running.url) as hub:
+        assert tail.stdout is not None
+        assert tail.stdout.readline().split()[0] == "13"
+        hub.put(episode(100))
+        uid = hub.changes(13)["subject"][0]
+        hub.forget("acme", [uid], reason="it was wrong")
+        assert f"{uid}  by admin" in tail.stdout.readline()
+        assert "episode_forgotten" in (line := tail.stdout.readline())
+        assert line.endswith("(it was wrong)\n")
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(30) == 0
+        assert tail.stderr is not None
+        assert tail.stderr.read() == ""
+
+
+def test_a_reader_that_has_read_enough_is_no_stack_trace(lab: Path):
+    with command("tail", lab, "--no-follow") as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        tail.stdout.close()
+        tail.wait(30)
+        assert tail.stderr.read() == ""
+
+
+def test_verify_says_what_is_damaged_with_exit_code_3(run: Run, lab: Path):
+    with contextlib.closing(sqlite3.connect(lab / "hub.db")) as database, database:
+        database.execute("update episodes set output = 'other' where id = 3")
+    result = run("verify", lab)
+    assert result.code == 3
+    assert "(number 3): its text or numbers are damaged" in result.out
+    (lab / "hub.db").write_bytes(b"no database" * 1000)
+    result = run("verify", lab)
+    assert result.code == 3
+    assert "Put a backup in its place" in result.err
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_opens_what_its_role_allows(run: Run, running: HubProcess):
+    made = run("token", "--data", running.data, "--tenant", "acme", "--role", "observer", "--expires", 300)
+    assert (made.code, made.err) == (0, "")
+    token = made.out.strip()
+    assert "acme" in (numbers := run("stats", running.url, "--token", token).out)
+    assert "globex" not in numbers
+    refused = run("verify", running.url, "--token", token)
+    assert refused.code == 1
+    assert "needs the role admin" in refused.err
+    forged = run("stats", running.url, "--token", token[:-2])
+    assert forged.code == 1
+    admin = run("token", "--data", running.data, "--role", "admin").out.strip()
+    assert run("verify", running.url, "--token", admin).code == 0
+
+
+def test_a_token_may_come_from_the_environment(run: Run, running: HubProcess, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FEDLAB_TOKEN", "forged")
+    assert run("stats", running.url).code == 1
+    monkeypatch.setenv("FEDLAB_TOKEN", run("token", "--data", running.data, "--role", "admin").out.strip())
+    assert run("stats", running.url).code == 0
+
+
+# --- a hub process ---------------------------------------------------------------------------------------------
+
+
+def test_settings_lists_every_limit_with_its_default(run: Run):
+    lines = run("settings").out.splitlines()
+    assert [line.split()[0] for line in lines] == [each.name for each in SETTINGS]
+    assert all(str(each.default) in line and each.help in line for each, line in zip(SETTINGS, lines, strict=True))
+
+
+def test_a_limit_is_set_from_the_shell(tmp_path: Path):
+    origins = "https://lab.example", "https://other.example"
+    options = ["--set", f"origins={','.join(origins)}", "--set", "max_connections=1"]
+    with HubProcess(tmp_path / "lab", options=options) as process:
+
+        def ask(origin: str) -> None:
+            url = process.url.replace("ws:", "http:") + "/health"
+            with urllib.request.urlopen(urllib.request.Request(url, headers={"Origin": origin}), timeout=10) as answer:
+                answer.read()
+
+        for origin in origins:
+            ask(origin)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask("https://foreign.example")
+        refused.value.close()
+        with fedlab.connect_sync(process.url), pytest.raises(fedlab.HubUnavailable, match="max_connections"):
+            fedlab.connect_sync(process.url, retry_for=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_hub_shuts_down_cleanly_and_says_what_it_did(tmp_path: Path, episode: Make, number: signal.Signals):
+    data = tmp_path / "lab"
+    with command("hub", "--data", data, "--port", 0, "--embedder", "hashing") as hub:
+        assert hub.stderr is not None
+        begins = hub.stderr.readline()
+        url = begins.split(" at ")[1].split(",")[0]
+        with fedlab.connect_sync(url) as connection:
+            connection.put(episode())
+        assert (data / "hub.pid").exists()
+        hub.send_signal(number)
+        assert hub.wait(30) == 0
+        lines = [begins, *hub.stderr.read().splitlines()]
+        assert ["INFO" in line and line[:4].isdecimal() for line in lines] == [True] * 4
+        assert lines[-1].endswith(f"the hub is closed; everything acknowledged is in {data}")
+    assert not (data / "hub.pid").exists()
+
+
+def test_a_killed_hub_starts_again_with_all_it_had(run: Run, lab: Path, episode: Make):
+    process = HubProcess(lab)
+    process.start()
+    with fedlab.connect_sync(process.url) as connection:
+        connection.put(episode(100))
+    process.kill()
+    assert "11 episodes and 14 changes agree" in run("verify", lab).out, "the directory of a killed hub can be read"
+    with process:
+        assert "11 episodes (0 forgotten)" in run("stats", process.url).out
+
+
+def test_two_hubs_share_neither_a_directory_nor_a_port(run: Run, running: HubProcess, tmp_path: Path):
+    same = run("hub", "--data", running.data, "--port", 0)
+    assert same.code == 1
+    assert (running.data / "hub.pid").read_text().strip() in same.err
+    other = run("hub", "--data", tmp_path / "other", "--port", running.port, "--embedder", "hashing")
+    assert other.code == 1
+    assert "address already in use" in other.err
+    assert "hub.pid" not in [path.name for path in (tmp_path / "other").iterdir()], "the directory was let go of"
