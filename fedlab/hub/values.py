@@ -240,7 +240,7 @@ erasure {self.id} of hub {self.hub_id}
            {self.holds:,} holds, {self.agents:,} lives of agents; emptied: {self.changes:,} rows of the log
   files: {self.pages:,} pages of hub.db overwritten where nothing referred to them, write-ahead log emptied,
          index snapshot of the tenant and all cached embeddings deleted
-  checked: no row of episodes, agents, kept contents or log of this scope is left; the log is a whole chain still
+  checked: no row of the log, of episodes, agents or kept contents in this scope is left
   remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again"""
 
     def _repr_html_(self) -> str:
