@@ -132,10 +132,11 @@ class Eraser:
 
                 def work(tx: Transaction, at: int = at, parts: list[list[int]] = parts) -> tuple[Counter[str], int]:
                     done, until = Counter[str](), time.monotonic() + TURN
-                    while at < len(parts) and time.monotonic() < until:
+                    while True:
                         done.update(erasing.redact(tx, erasure, parts[at]))
                         at += 1
-                    return done, at
+                        if at == len(parts) or time.monotonic() >= until:
+                            return done, at
 
                 done, at = self._writer.run(work, MAX_WEIGHT)
                 tally.update(done)
