@@ -119,15 +119,11 @@ def _episodes_of(connection: sa.Connection, erasure: Erasure) -> set[int]:
             episodes.c.id.is_(None),
         )
     )
-    found = {row.id for row in connection.execute(kept) if _holds(msgspec.msgpack.decode(row.content), agent_id)}
+    found = {
+        row.id for row in connection.execute(kept) if msgspec.msgpack.decode(row.content)[0]["agent_id"] == agent_id
+    }
     found.update(*(connection.scalars(query) for query in (own, gone)))
     return {number for number in found if number < erasure.seq}
-
-
-def _holds(content: Any, name: str) -> bool:
-    """Whether a name is one of the values of a kept episode."""
-    values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    return any(value == name or _holds(value, name) for value in values)
 
 
 def names(text: str, name: str) -> bool:
