@@ -129,6 +129,7 @@ class Writer:
         self._wake.release()
         self._thread.join()
         with self._turn:
+            self._cursor.close()  # an open one keeps SQLite from closing, and the write-ahead log in its place
             self._connection.close()
 
     def _enqueue(self, operation: Callable[[Transaction], T], weight: int) -> Future[T]:
