@@ -56,6 +56,11 @@ class Leases:
         if self._until.pop((tenant_id, agent_id), None) is not None:
             self._alive[tenant_id] -= 1
 
+    def end_all(self, tenant_id: str, agent_id: str | None) -> None:
+        """The lives of an agent, or of all agents of a tenant, were erased."""
+        for key in [key for key in self._until if key[0] == tenant_id and agent_id in (None, key[1])]:
+            self.end(*key)
+
     def release(self, tenant_id: str, agent_id: str) -> None:
         """The agent's connection is gone: its lease runs from now."""
         if (tenant_id, agent_id) in self._until:

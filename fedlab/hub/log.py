@@ -7,7 +7,9 @@ transaction begins or ends; that is `writer.py`.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -23,8 +25,15 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from fedlab.episode import Episode, Vector
+    from fedlab.hub.erased import Erased, Erasure
 
 _pack = msgspec.msgpack.Encoder().encode
+
+REDACTED = ("episode_erased", "erased")
+"""Kinds of log rows that lost their content to an erasure; their `digest` is the hash of what they were."""
+MASK = "erased:"
+"""Begins the actor of a row that stays and lost its actor and reason; the hash of what the row was follows."""
+_MASKED = re.compile(MASK + "([0-9a-f]{64})")
 
 
 class Head(NamedTuple):
@@ -71,6 +80,25 @@ def episode_hash(content: Sequence[Any], sources: Sequence[str], of_vector: byte
 def row_hash(row: Sequence[Any]) -> bytes:
     """Of a log row's columns from `seq` to `digest`."""
     return digest(_pack(tuple(row)))
+
+
+def own_hash(row: Sequence[Any]) -> bytes:
+    """What a log row (its columns from `seq` to `digest`) adds to the chain: also after it was redacted or masked."""
+    if row[2] in REDACTED:
+        return bytes(row[7])
+    masked = _MASKED.fullmatch(row[4])
+    return bytes.fromhex(masked[1]) if masked else row_hash(row)
+
+
+@lru_cache(maxsize=4096)
+def name_hash(name: str) -> str:
+    """What the ledger of erasures keeps of a name: BLAKE2b of 16 bytes, hexadecimal."""
+    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+def erased_id(tenant_id: str, uid: str) -> str:
+    """What the log keeps of the id of an erased episode."""
+    return hashlib.blake2b(f"{tenant_id}/{uid}".encode(), digest_size=16).hexdigest()
 
 
 def chain_hash(before: bytes, row: bytes) -> bytes:
@@ -136,6 +164,7 @@ class Transaction:
         head: The end of the log before this transaction.
         now: Ms UTC: the time of every change in it.
         tenants: Those that exist.
+        erased: What must not come back.
         careful: Whether ids may have been stored before and must be looked up. A first try is not
             careful: the unique index of the log stops it if an id is known.
     """
@@ -146,11 +175,13 @@ class Transaction:
     head: Head
     now: int
     tenants: set[str]
+    erased: Erased
     careful: bool = False
     new_tenants: set[str] = field(default_factory=set)
     events: list[Stored | Forgotten] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
     granted: set[tuple[str, str]] = field(default_factory=set)
+    begun: list[Erasure] = field(default_factory=list)
     _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
 
     def log(

@@ -114,9 +114,11 @@ class AgentMethods(EpisodeMethods):
         wake: Callable[[], None] | None = None,
     ) -> Future[Delta]:
         """As `sync_agent`, at once; the delta is read in whatever thread completes the commit."""
-        self._require(tenant_id)
+        check_name(tenant_id, "tenant_id")
         check_name(agent_id, "agent_id")
         after, limit = check_count(after, "after"), check_count(limit, "limit")
+        self._erased.check_life(tenant_id, agent_id, after)
+        self._require(tenant_id)
         recalled = check_count(recalled, "recalled")
         batch = self._checked(episodes)
         foreign = {each.tenant_id for each in batch} - {tenant_id}
@@ -126,6 +128,7 @@ class AgentMethods(EpisodeMethods):
             return done(self._delta(tenant_id, agent_id, after, limit))
 
         def sync(tx: Transaction, vectors: list[Vector]) -> Delta | None:
+            tx.erased.check_life(tenant_id, agent_id, after)
             quiet = tenant_id not in tx.touched and after >= self._changed_at.get(tenant_id, tx.head.seq)
             operations.put(tx, batch, vectors, agent_id)
             if ending is None:

@@ -67,7 +67,7 @@ class LocalConnection(HubConnection):
         arguments = msgspec.structs.asdict(params)
         if isinstance(params, protocol.Policy):
             arguments["policy"] = RetentionPolicy.from_json(params.policy)
-        if method in ("forget", "set_retention"):
+        if method in ("forget", "set_retention", "erase_tenant", "erase_agent", "erase_episodes"):
             arguments["actor"] = self.actor
         result = await asyncio.to_thread(getattr(hub, method), **arguments)
         return result.to_json() if isinstance(result, RetentionPolicy) else result

@@ -21,6 +21,7 @@ from fedlab.hub.values import (
     Change,
     Delta,
     Ending,
+    ErasureReport,
     HubInfo,
     Life,
     RetentionPreview,
@@ -132,6 +133,19 @@ class Policy(ForTenant, frozen=True, kw_only=True):
     policy: Annotated[str, Meta(max_length=100_000)]
 
 
+class EraseTenant(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    reason: str
+    even_held: bool = False
+
+
+class EraseAgent(EraseTenant, frozen=True, kw_only=True):  # noqa: D101
+    agent_id: str
+
+
+class EraseEpisodes(EraseTenant, frozen=True, kw_only=True):  # noqa: D101
+    ids: list[str]
+
+
 class Page(msgspec.Struct, frozen=True):
     """Some rows of a frame, as columns.
 
@@ -183,6 +197,10 @@ METHODS: dict[str, Method] = {
     "retention": Method(ForTenant, str),
     "preview_retention": Method(Policy, RetentionPreview, slow=True),
     "apply_retention": Method(ForAnyTenant, RetentionReport, "admin", writes=True, slow=True),
+    "erase_tenant": Method(EraseTenant, ErasureReport, "admin", writes=True, slow=True),
+    "erase_agent": Method(EraseAgent, ErasureReport, "admin", writes=True, slow=True),
+    "erase_episodes": Method(EraseEpisodes, ErasureReport, "admin", writes=True, slow=True),
+    "erasures": Method(Params, Page, "admin", slow=True, whole_hub=True),
 }
 """What can be asked, by name: the names of `HubConnection`."""
 

@@ -79,6 +79,10 @@ class SyncConnection:
     retention = _blocking(HubConnection.retention)
     preview_retention = _blocking(HubConnection.preview_retention)
     apply_retention = _blocking(HubConnection.apply_retention)
+    erase_tenant = _blocking(HubConnection.erase_tenant)
+    erase_agent = _blocking(HubConnection.erase_agent)
+    erase_episodes = _blocking(HubConnection.erase_episodes)
+    erasures = _blocking(HubConnection.erasures)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""
