@@ -178,7 +178,10 @@ def test_an_operating_system_that_refuses_is_a_sentence_too(run: Run):
     assert "/proc/lab" in result.err
 
 
-def test_a_failed_start_does_not_keep_the_next_one_from_working(run: Run, tmp_path: Path):
+def test_a_failed_start_does_not_keep_the_next_one_from_working(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it is looked for on the internet for a minute
     failed = run("hub", "--data", tmp_path / "lab", "--embedder", "no/such-model")
     assert failed.code == 1
     assert "fedlab: the embedder 'no/such-model' could not be loaded" in failed.err
