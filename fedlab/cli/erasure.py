@@ -24,7 +24,7 @@ def erase(
 ) -> None:
     """Erase a tenant, an agent or episodes from every file of a hub, and print the evidence."""
     if agent is not None and ids:
-        raise InvalidRequest("erase an agent or some episodes, not both: --agent or --id")
+        raise typer.BadParameter("erase an agent or some episodes, not both", param_hint="--id")
     what = f"agent {agent} of " if agent else f"{len(ids)} episodes of " if ids else ""
     if not yes and typer.prompt(f"{what}{tenant} will be erased, and nothing brings it back. Its name?") != tenant:
         raise InvalidRequest("that is another name: nothing was erased")
