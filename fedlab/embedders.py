@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import re
 import threading
+import warnings
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -130,6 +131,9 @@ def _load(source: str, *, local: bool) -> Any:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
+    # In a notebook, tqdm asks for widgets that a bar which is not shown does not need. Not undone: other threads
+    # may change the filters meanwhile.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from fedlab import errors
 from fedlab.cli import app
+from fedlab.hub.values import Stats
+from fedlab.net import SETTINGS
+from fedlab.net.metrics import Metrics
+from fedlab.net.protocol import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +19,17 @@ def test_every_command_is_documented():
     reference = (ROOT / "docs/reference.md").read_text()
     names = [each.name or each.callback.__name__ for each in app.registered_commands]
     assert [name for name in names if f"`fedlab {name}`" not in reference] == []
+
+
+def test_every_setting_metric_and_method_of_the_wire_is_documented():
+    reference = (ROOT / "docs/reference.md").read_text()
+    for setting in SETTINGS:
+        assert f"| `{setting.name}` |" in reference
+        assert f"| {setting.help} |" in reference
+    metrics = Metrics()
+    metrics.render(Stats(tenants=0, episodes=0, forgotten=0, agents=0, agents_alive=0, seq=0, bytes=0))
+    names = [*METHODS, *(metric.name for metric in metrics.collect())]
+    assert [name for name in names if not re.search(rf"`{name}(_total)?`", reference)] == []
 
 
 def test_the_error_tree_of_the_documentation_is_the_one_of_the_code():
