@@ -117,6 +117,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
         tenants: How many there are.
         episodes: Live ones.
         forgotten: Episodes that were stored once and are not there any more.
+        kept: Those of the forgotten whose content is kept for time travel.
         agents: Lives so far.
         agents_alive: Lives that have not ended.
         seq: The last change of the log.
@@ -126,6 +127,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     tenants: int
     episodes: int
     forgotten: int
+    kept: int
     agents: int
     agents_alive: int
     seq: int
