@@ -20,7 +20,7 @@ from fedlab.hub.backups import check_empty, put_together, reading_only, sync
 from fedlab.hub.directory import Directory, new_hub_id, open_database, read_head, read_hub_id, write_meta
 from fedlab.hub.erased import Erased
 from fedlab.hub.erasing import LedgerEntry, apply_ledger, export_ledger, known_to
-from fedlab.hub.log import REDACTED, Inserts, Transaction
+from fedlab.hub.log import REDACTED, Statements, Transaction
 from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, read_chain
 
 if TYPE_CHECKING:
@@ -167,9 +167,10 @@ def _rewriting(stage: Directory, now: int) -> Iterator[Transaction]:
         head = read_head(engine, stage.database)
         with schema.begin(engine, "IMMEDIATE") as connection:
             known = set(connection.scalars(sa.select(schema.tenants.c.tenant_id)))
-            tx = Transaction(connection, Inserts.compile(engine), head, now, known, Erased())
-            yield tx
-            tx.flush()
+            with contextlib.closing(connection.connection.cursor()) as cursor:
+                tx = Transaction(connection, cursor, Statements(engine), head, now, known, Erased())
+                yield tx
+                tx.flush()
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=DELETE")
     finally:

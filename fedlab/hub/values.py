@@ -21,8 +21,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         seq: Position in the log: strictly increasing in commit order.
         tenant_id: Whose memory changed; empty for changes of the hub itself.
         kind: `hub_created`, `hub_restored`, `hub_forked`, `tenant_created`, `episode_stored`, `episode_forgotten`,
-            `agent_spawned`, `agent_resumed`, `agent_ended`, `retention_set`; `tenant_erased`, `agent_erased`, `episodes_erased`
-            and `erasure_finished` for an erasure, `episode_erased` and `erased` for rows that it emptied.
+            `agent_spawned`, `agent_resumed`, `agent_ended`, `retention_set`; `tenant_erased`, `agent_erased`,
+            `episodes_erased` and `erasure_finished` for an erasure, `episode_erased` and `erased` for what it emptied.
         subject: The id it concerns: of an episode or an agent.
         actor: Who asked for it.
         at: Ms UTC.
