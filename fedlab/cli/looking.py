@@ -29,8 +29,9 @@ def stats(hub: HubArgument, token: Token = None, tenant: Tenant = None, as_json:
         )
         return
     typer.echo(f"hub {info.hub_id}, change {info.seq:,}, {numbers.bytes / 1e6:,.1f} MB, embedder {info.embedder}")
+    kept = f", {numbers.kept:,} of them kept" if numbers.kept else ""
     typer.echo(
-        f"{numbers.episodes:,} episodes ({numbers.forgotten:,} forgotten, {numbers.kept:,} of them kept),"
+        f"{numbers.episodes:,} episodes ({numbers.forgotten:,} forgotten{kept}),"
         f" {numbers.tenants:,} tenants, {numbers.agents:,} agents lived, {numbers.agents_alive:,} alive"
     )
     width = max([6, *(len(row["tenant_id"]) for row in rows)])
