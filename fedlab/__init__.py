@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedlab.errors import (
         AgentExpired,
         AuthenticationError,
+        CorruptBackup,
         CorruptHub,
         FedlabError,
         HeldEpisodes,
@@ -48,6 +49,7 @@ _MODULES = {
     "fedlab.errors": (
         "AgentExpired",
         "AuthenticationError",
+        "CorruptBackup",
         "CorruptHub",
         "FedlabError",
         "HeldEpisodes",

@@ -15,6 +15,7 @@ FedlabError
 ├── NotPrimary              a replica was asked to write
 ├── IncompatibleHub         the directory was made by another schema or embedder
 ├── CorruptHub              the database is damaged
+├── CorruptBackup           a backup is damaged or incomplete
 ├── AgentExpired            the agent's lifetime is over, or it was destroyed or erased
 └── UnsyncedEpisodes        an agent died with episodes that the hub does not have
 """
@@ -141,6 +142,12 @@ class CorruptHub(FedlabError):
     """The database is damaged. The message names the way back to a good copy."""
 
     code = "corrupt_hub"
+
+
+class CorruptBackup(FedlabError):
+    """A backup is damaged or incomplete; `details["file"]` names what of it."""
+
+    code = "corrupt_backup"
 
 
 class AgentExpired(FedlabError):

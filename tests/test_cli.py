@@ -381,3 +381,44 @@ def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: 
     assert "2 episodes" in run("erase", running.url, *options, "--id", "x2", "--id", "x3").out
     assert run("erase", running.url, *options, "--id", "x2").code == 1
     assert run("erasures", running.url).out.count("\n") == 2
+
+
+# --- backup, restore, fork --------------------------------------------------------------------------------------------
+
+
+def test_a_running_hub_is_backed_up_verified_restored_and_forked(running: HubProcess, run: Run, tmp_path: Path) -> None:
+    first = run("backup", running.data, tmp_path / "first")
+    assert (first.code, first.err) == (0, "")
+    assert first.out.startswith("full backup of hub ")
+    with fedlab.connect_sync(running.url) as hub:
+        seq = hub.info().seq
+        hub.forget("acme", hub.episodes("acme")["id"].to_list(), reason="all")
+    second = run("backup", running.data, tmp_path / "second", "--base", tmp_path / "first")
+    assert second.out.startswith("incremental backup of hub ")
+    whole = run("backup", "--verify", tmp_path / "second")
+    assert (whole.code, f"{tmp_path / 'second'} is whole" in whole.out) == (0, True)
+    assert "5 episodes" in run("restore", tmp_path / "second", tmp_path / "restored").out
+    assert "10 episodes" in run("restore", tmp_path / "first", tmp_path / "restored", "--overwrite").out
+    assert "5 episodes" in run("fork", running.data, tmp_path / "now").out
+    assert "0 episodes" in run("fork", running.data, tmp_path / "then", "--at", 1).out
+    forked = run("fork", running.data, tmp_path / "kept", "--at", "2100-01-01T00:00+02:00")
+    assert (forked.code, "5 episodes" in forked.out) == (0, True)
+    assert "agree" in run("verify", tmp_path / "then").out
+    assert run("fork", running.data, tmp_path / "late", "--at", seq + 100).code == 1
+
+
+def test_a_hub_is_backed_up_by_its_url_where_its_server_has_a_place_for_it(lab: Path, run: Run, tmp_path: Path) -> None:
+    with HubProcess(lab, options=["--backup-dir", str(tmp_path / "backups")]) as process:
+        made = run("backup", process.url, "by-hand")
+        assert (made.code, made.err) == (0, "")
+        assert "full backup" in run("backup", "--verify", tmp_path / "backups" / "by-hand").out
+        assert "plain name" in run("backup", process.url, "../elsewhere").err
+
+
+def test_what_can_not_be_backed_up_or_restored_is_said(lab: Path, run: Run, tmp_path: Path) -> None:
+    assert run("backup").code == run("backup", lab).code == run("backup", lab, "x", "--verify", "y").code == 2
+    assert "is no hub" in run("backup", tmp_path, tmp_path / "backup").err
+    assert "is missing" in run("backup", "--verify", tmp_path).err
+    run("backup", lab, tmp_path / "backup")
+    assert "overwritten" in run("restore", tmp_path / "backup", lab).err
+    assert "--at" in run("restore", tmp_path / "backup", tmp_path / "new", "--at", "yesterday").err

@@ -29,9 +29,10 @@ def stats(hub: HubArgument, token: Token = None, tenant: Tenant = None, as_json:
         )
         return
     typer.echo(f"hub {info.hub_id}, change {info.seq:,}, {numbers.bytes / 1e6:,.1f} MB, embedder {info.embedder}")
+    kept = f", {numbers.kept:,} of them kept" if numbers.kept else ""
     typer.echo(
-        f"{numbers.episodes:,} episodes ({numbers.forgotten:,} forgotten), {numbers.tenants:,} tenants,"
-        f" {numbers.agents:,} agents lived, {numbers.agents_alive:,} alive"
+        f"{numbers.episodes:,} episodes ({numbers.forgotten:,} forgotten{kept}),"
+        f" {numbers.tenants:,} tenants, {numbers.agents:,} agents lived, {numbers.agents_alive:,} alive"
     )
     width = max([6, *(len(row["tenant_id"]) for row in rows)])
     typer.echo(f"{'tenant':{width}}  {'episodes':>10}  {'agents':>8}  {'alive':>6}  retention")

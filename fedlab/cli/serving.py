@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +38,15 @@ def hub_command(
     retention_interval: Annotated[
         float, typer.Option(min=0, help="Seconds between applications of the tenants' retention policies; 0 for never.")
     ] = 3600,
+    backup_dir: Annotated[Path | None, typer.Option(help="Where backups go; none are made if not given.")] = None,
+    backup_interval: Annotated[float, typer.Option(min=0, help="Seconds between two backups; 0 for never.")] = 3600,
+    backup_keep: Annotated[
+        int, typer.Option(min=1, help="Keep so many full backups, each with the incremental ones over it.")
+    ] = 7,
+    keep_forgotten: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", min=0, help="Keep what is forgotten, for time travel; as before if not given."),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit; `fedlab settings` lists them. Repeatable."),
@@ -60,6 +70,10 @@ def hub_command(
             tls_key=tls_key,
             insecure=insecure,
             retention_interval=retention_interval or None,
+            backup_dir=backup_dir and backup_dir.resolve(),
+            backup_interval=(backup_interval or None) if backup_dir else None,
+            backup_keep=backup_keep,
+            keep_forgotten=None if keep_forgotten is None else timedelta(days=keep_forgotten),
             settings=_settings(setting or []),
         )
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -14,9 +15,17 @@ import sqlalchemy as sa
 from fedlab.clock import SystemClock
 from fedlab.embedding import EmbeddingService, get_embedder
 from fedlab.episode import check_name
-from fedlab.errors import HubUnavailable, UnknownTenant
-from fedlab.hub import reading, schema
-from fedlab.hub.directory import Directory, check_identity, open_database, read_head, read_identity, write_identity
+from fedlab.errors import HubUnavailable, InvalidRequest, UnknownTenant
+from fedlab.hub import attic, reading, schema
+from fedlab.hub.directory import (
+    Directory,
+    check_identity,
+    open_database,
+    read_head,
+    read_identity,
+    write_identity,
+    write_meta,
+)
 from fedlab.hub.erased import Erased
 from fedlab.hub.eraser import Eraser
 from fedlab.hub.indexes import Indexes
@@ -49,6 +58,7 @@ class HubCore:
         *,
         max_agents_per_tenant: int = 10_000,
         lease: float = 30.0,
+        keep_forgotten: timedelta | float | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self._directory = Directory(path)
@@ -67,6 +77,7 @@ class HubCore:
             undo.callback(self._read_engine.dispose)
             self._identity = self._identify(embedder)
             self.dimension = int(self._identity["dimension"])
+            self.keep_forgotten = self._kept_for(keep_forgotten)
             self._embedding = EmbeddingService(self.embedder, self.path / "embeddings.db")
             undo.callback(self._embedding.close)
             self._indexes = Indexes(self._read_engine, self.path / "index", self._identity["embedder"], self.dimension)
@@ -83,6 +94,29 @@ class HubCore:
         self.embedder: Embedder = get_embedder(held["embedder"] if held and embedder is None else embedder)
         return held or write_identity(self._write_engine, self.embedder)
 
+    def purge_forgotten(self) -> int:
+        """Remove the content of what was forgotten longer than `keep_forgotten` ago; returns of how many episodes."""
+        before = self.clock.now() - self.keep_forgotten // timedelta(milliseconds=1)
+        purged = 0
+        while number := self._writer.run(lambda tx: attic.purge(tx.connection, before), attic.BATCH):
+            purged += number
+        return purged
+
+    def _kept_for(self, wanted: timedelta | float | None) -> timedelta:
+        """How long forgotten episodes are kept: as asked, or as the hub was told when it was last asked."""
+        held = int(self._identity.get("keep_forgotten", "0"))
+        if wanted is None:
+            return timedelta(milliseconds=held)
+        try:
+            kept = wanted if isinstance(wanted, timedelta) else timedelta(seconds=wanted)
+        except (TypeError, ValueError, OverflowError):
+            kept = timedelta(-1)
+        if kept < timedelta(0):
+            raise InvalidRequest(f"keep_forgotten is a timedelta or a number of seconds, not {wanted!r:.80}")
+        with schema.begin(self._write_engine, "IMMEDIATE") as connection:
+            write_meta(connection, keep_forgotten=str(kept // timedelta(milliseconds=1)))
+        return kept
+
     def _start(self, lease: float, max_agents_per_tenant: int) -> None:
         head = read_head(self._write_engine, self._directory.database)
         with self._reading() as connection:
@@ -90,7 +124,15 @@ class HubCore:
             self._erased = Erased.read(connection)
             alive = reading.living_agents(connection)
         self._leases = Leases(self.clock, lease, max_agents_per_tenant, alive)
-        self._writer = Writer(self._write_engine, self.clock, head, self._tenants, self._erased, self._committed)
+        self._writer = Writer(
+            self._write_engine,
+            self.clock,
+            head,
+            self._tenants,
+            self._erased,
+            self._committed,
+            keep_forgotten=bool(self.keep_forgotten),
+        )
         self._eraser = Eraser(
             self._writer,
             self._read_engine,

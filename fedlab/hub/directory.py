@@ -189,18 +189,29 @@ def read_hub_id(path: Path) -> str:
         engine.dispose()
 
 
+def new_hub_id() -> str:
+    """An id that no other hub has."""
+    return str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
+
+
 def write_identity(engine: sa.Engine, embedder: Embedder) -> dict[str, str]:
     """Name a new hub."""
     values = {
         "schema": str(schema.VERSION),
-        "hub_id": str(uuid.UUID(bytes=secrets.token_bytes(16), version=4)),
+        "hub_id": new_hub_id(),
         "epoch": "1",
         "embedder": embedder.name,
         "dimension": str(embedder.dimension),
     }
     with schema.begin(engine, "IMMEDIATE") as connection:
-        connection.execute(sa.insert(schema.meta), [{"key": key, "value": value} for key, value in values.items()])
+        write_meta(connection, **values)
     return values
+
+
+def write_meta(connection: sa.Connection, **values: str) -> None:
+    """Set rows of `meta`."""
+    rows = [{"key": key, "value": value} for key, value in values.items()]
+    connection.execute(sa.insert(schema.meta).prefix_with("OR REPLACE"), rows)
 
 
 def check_identity(held: dict[str, str], embedder: Embedder | str | None, path: Path) -> None:

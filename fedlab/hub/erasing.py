@@ -226,6 +226,12 @@ def export_ledger(connection: sa.Connection) -> list[LedgerEntry]:
     return entries
 
 
+def known_to(entry: LedgerEntry, seq: int) -> LedgerEntry:
+    """An entry for a log that is the same up to a seq, and whose own end may be anywhere."""
+    seqs = [each for each in _unpack(entry.seqs) if each <= seq]
+    return msgspec.structs.replace(entry, seq=entry.seq + (1 << 60), seqs=_pack(seqs))
+
+
 def apply_ledger(target: Transaction | sa.Connection, entries: Sequence[LedgerEntry]) -> int:
     """Erase in this database what was erased in a later copy of the same hub; returns how many erasures were new.
 

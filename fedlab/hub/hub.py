@@ -1,17 +1,19 @@
 """The `Hub`: the persistent memory of many tenants, embedded. Its methods are in the modules beside this one:
-`episodes.py`, `registry.py`, `frames.py`, `retaining.py`, `erasure.py`; how it opens and closes is in `core.py`.
+`episodes.py`, `registry.py`, `frames.py`, `retaining.py`, `erasure.py`, `copying.py`; how it opens and closes is in
+`core.py`.
 """
 
 from __future__ import annotations
 
 from fedlab.episode import Episode  # noqa: F401 - for the docstring
+from fedlab.hub.copying import CopyMethods
 from fedlab.hub.erasure import ErasureMethods
 from fedlab.hub.frames import FrameMethods
 from fedlab.hub.registry import AgentMethods
 from fedlab.hub.retaining import RetentionMethods
 
 
-class Hub(AgentMethods, FrameMethods, RetentionMethods, ErasureMethods):
+class Hub(AgentMethods, FrameMethods, RetentionMethods, ErasureMethods, CopyMethods):
     """Keeps every episode of every tenant until someone asks for it to be forgotten.
 
     All methods are thread-safe, and what was written before a call began is seen by it. Writes are durable
@@ -25,6 +27,9 @@ class Hub(AgentMethods, FrameMethods, RetentionMethods, ErasureMethods):
         durability: "full" survives loss of power, "normal" all but that, "off" is for throw-away runs.
         max_agents_per_tenant: How many may be alive at once.
         lease: Seconds after which an agent whose connection is lost counts as crashed.
+        keep_forgotten: How long the content of forgotten episodes is kept, out of reach of everyone, so that
+            `fork` and `restore` can bring it back: a timedelta or seconds. A hub remembers what it was told; a
+            new one does not keep it at all.
 
     Raises:
         HubLocked: If another process has the directory open.

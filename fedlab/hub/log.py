@@ -167,6 +167,7 @@ class Transaction:
         erased: What must not come back.
         careful: Whether ids may have been stored before and must be looked up. A first try is not
             careful: the unique index of the log stops it if an id is known.
+        keep_forgotten: Whether what is forgotten goes to the attic.
     """
 
     connection: sa.Connection
@@ -177,6 +178,7 @@ class Transaction:
     tenants: set[str]
     erased: Erased
     careful: bool = False
+    keep_forgotten: bool = False
     new_tenants: set[str] = field(default_factory=set)
     events: list[Stored | Forgotten] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
@@ -190,7 +192,9 @@ class Transaction:
         """Append one change to the log; returns its seq."""
         seq = self.head.seq + 1
         row = (seq, tenant_id, kind, subject, actor, self.now, reason, content)
-        self.head = Head(seq, chain_hash(self.head.hash, row_hash(row)))
+        # What says of itself that it is erased is one of those rows taken over from a log that was cut.
+        own = content if kind in REDACTED and content is not None else row_hash(row)
+        self.head = Head(seq, chain_hash(self.head.hash, own))
         self._add("changes", (*row, self.head.hash))
         return seq
 

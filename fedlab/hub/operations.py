@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import IdConflict
+from fedlab.hub import attic
 from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, erased_id, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, changes, episodes, tenants, vectors
 from fedlab.hub.values import AgentRecord
@@ -156,11 +157,18 @@ def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str,
 def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: str, actor: str) -> None:
     """Remove live episodes, given as id to number."""
     numbers = list(going.values())
+    kept: dict[int, bytes] = {}
     for start in range(0, len(numbers), _PARAMETERS):
         part = numbers[start : start + _PARAMETERS]
+        if tx.keep_forgotten:
+            kept |= attic.pack(tx.connection, part)
         tx.connection.execute(sa.delete(episodes).where(episodes.c.id.in_(part)))
-    for uid in going:
-        tx.log("episode_forgotten", tenant_id, uid, actor, reason)
+    rows = []
+    for uid, number in going.items():
+        seq = tx.log("episode_forgotten", tenant_id, uid, actor, reason)
+        if number in kept:
+            rows.append((number, tenant_id, uid, seq, tx.now, kept[number]))
+    attic.keep(tx.connection, rows)
     if numbers:
         tx.note(Forgotten(tenant_id, numbers))
 
@@ -239,13 +247,13 @@ _END = (
 )
 
 
-def set_retention(tx: Transaction, tenant_id: str, policy: str, sentence: str, *, actor: str) -> int:
-    """Store a tenant's policy (JSON)."""
+def set_retention(tx: Transaction, tenant_id: str, policy: str, *, actor: str) -> int:
+    """Store a tenant's policy (JSON); the log has it as the reason, where time travel reads what it was."""
     tx.erased.check_open([tenant_id])
     tx.ensure_tenant(tenant_id, actor)
     tx.flush()
     tx.connection.execute(sa.update(tenants).where(tenants.c.tenant_id == tenant_id).values(retention=policy))
-    return tx.log("retention_set", tenant_id, tenant_id, actor, sentence)
+    return tx.log("retention_set", tenant_id, tenant_id, actor, policy)
 
 
 def _record(row: dict[str, Any]) -> AgentRecord:

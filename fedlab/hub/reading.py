@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from fedlab.episode import Episode, StoredEpisode
 from fedlab.hub.log import unpack_vector
-from fedlab.hub.schema import agents, changes, episodes, erasures, tenants
+from fedlab.hub.schema import agents, attic, changes, episodes, erasures, tenants
 from fedlab.hub.values import Change, Delta
 
 if TYPE_CHECKING:
@@ -263,6 +263,7 @@ def counts(connection: sa.Connection, tenant_id: str | None) -> Mapping[str, int
         "tenants": count(tenants),
         "episodes": count(episodes),
         "forgotten": count(changes, changes.c.kind == "episode_forgotten"),
+        "kept": count(attic),
         "agents": count(agents),
         "agents_alive": count(agents, agents.c.status == "alive"),
         "seq": connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0,

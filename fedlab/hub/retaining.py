@@ -18,9 +18,7 @@ class RetentionMethods(HubCore):
         check_name(tenant_id, "tenant_id")
         if not isinstance(policy, RetentionPolicy):
             raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
-        return self._writer.run(
-            lambda tx: operations.set_retention(tx, tenant_id, policy.to_json(), str(policy), actor=actor)
-        )
+        return self._writer.run(lambda tx: operations.set_retention(tx, tenant_id, policy.to_json(), actor=actor))
 
     def retention(self, tenant_id: str) -> RetentionPolicy:
         """A tenant's retention policy; `KeepForever` unless another was set."""
@@ -48,4 +46,5 @@ class RetentionMethods(HubCore):
                 policy = forgetting.read_policy(connection, each)
                 going = forgetting.condemned(connection, each, policy, self.clock.now())
             removed[each] = forgetting.remove(self._writer, each, going, policy)
+        self.purge_forgotten()
         return RetentionReport(removed=removed, seq=self._writer.head.seq)

@@ -20,9 +20,9 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Args:
         seq: Position in the log: strictly increasing in commit order.
         tenant_id: Whose memory changed; empty for changes of the hub itself.
-        kind: `hub_created`, `tenant_created`, `episode_stored`, `episode_forgotten`, `agent_spawned`,
-            `agent_resumed`, `agent_ended`, `retention_set`; `tenant_erased`, `agent_erased`, `episodes_erased`
-            and `erasure_finished` for an erasure, `episode_erased` and `erased` for rows that it emptied.
+        kind: `hub_created`, `hub_restored`, `hub_forked`, `tenant_created`, `episode_stored`, `episode_forgotten`,
+            `agent_spawned`, `agent_resumed`, `agent_ended`, `retention_set`; `tenant_erased`, `agent_erased`,
+            `episodes_erased` and `erasure_finished` for an erasure, `episode_erased` and `erased` for what it emptied.
         subject: The id it concerns: of an episode or an agent.
         actor: Who asked for it.
         at: Ms UTC.
@@ -117,6 +117,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
         tenants: How many there are.
         episodes: Live ones.
         forgotten: Episodes that were stored once and are not there any more.
+        kept: Those of the forgotten whose content is kept for time travel.
         agents: Lives so far.
         agents_alive: Lives that have not ended.
         seq: The last change of the log.
@@ -126,6 +127,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     tenants: int
     episodes: int
     forgotten: int
+    kept: int
     agents: int
     agents_alive: int
     seq: int

@@ -10,6 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub
+from fedlab.hub import attic
 from fedlab.hub.index import unit
 from fedlab.hub.log import MASK, REDACTED, chain_hash, episode_hash, erased_id, own_hash, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes, erasures, tenants, vectors
@@ -28,17 +29,19 @@ CHUNK = 2_000
 
 class _Check(NamedTuple):
     engine: sa.Engine
-    indexes: Indexes
+    indexes: Indexes | None
     dimension: int
     settle: Callable[[], object]
 
 
-def verify(engine: sa.Engine, indexes: Indexes, dimension: int, settle: Callable[[], object]) -> VerifyReport:
+def verify(
+    engine: sa.Engine, indexes: Indexes | None, dimension: int, settle: Callable[[], object] = int
+) -> VerifyReport:
     """Check everything, at one moment of the database.
 
     Args:
         engine: For reading.
-        indexes: Brought up to the database by whoever asks, as for a recall.
+        indexes: Brought up to the database by whoever asks, as for a recall; None where there are none, in a backup.
         dimension: Of the vectors.
         settle: Returns when the indexes have followed everything that was committed before the call.
     """
@@ -70,9 +73,11 @@ def _problems(connection: sa.Connection, check: _Check) -> Iterator[str]:
     erased: set[str] = set()
     yield from _log_problems(connection, live, erased)
     yield from _episode_problems(connection, live, erased, check.dimension)
-    yield from check.indexes.check_files()
-    for tenant_id in connection.scalars(sa.select(tenants.c.tenant_id)):
-        yield from _index_problems(connection, check, tenant_id)
+    yield from attic.problems(connection)
+    if check.indexes is not None:
+        yield from check.indexes.check_files()
+        for tenant_id in connection.scalars(sa.select(tenants.c.tenant_id)):
+            yield from _index_problems(connection, check, check.indexes, tenant_id)
 
 
 def _log_problems(connection: sa.Connection, live: dict[int, bytes], erased: set[str]) -> Iterator[str]:
@@ -173,12 +178,12 @@ def _sources(connection: sa.Connection, first: int, last: int) -> dict[int, list
     return found
 
 
-def _index_problems(connection: sa.Connection, check: _Check, tenant_id: str) -> Iterator[str]:
+def _index_problems(connection: sa.Connection, check: _Check, indexes: Indexes, tenant_id: str) -> Iterator[str]:
     """Compare the index in RAM with the database as of this transaction; what differs is looked at again,
     because the index goes on to follow the log meanwhile.
     """
     try:
-        index = check.indexes.get(tenant_id)
+        index = indexes.get(tenant_id)
     except Exception as error:
         yield f"index of tenant {tenant_id!r}: it can not be built ({error})"
         return
@@ -202,7 +207,7 @@ def _index_problems(connection: sa.Connection, check: _Check, tenant_id: str) ->
     lacks, extra = np.setdiff1d(inside, held), np.setdiff1d(held, inside)
     if len(lacks) + len(extra) + len(differs):
         check.settle()
-        index = check.indexes.get(tenant_id)
+        index = indexes.get(tenant_id)
         now = _alive(index, last)
         live = _live(check.engine, tenant_id)
         lacks, extra = np.setdiff1d(np.intersect1d(lacks, live), now), np.intersect1d(extra, now)

@@ -56,6 +56,7 @@ class Writer:
         erased: What must not come back.
         committed: Called after each commit, before its callers are answered: what it does is visible to
             whoever was acknowledged.
+        keep_forgotten: Whether what is forgotten goes to the attic.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Writer:
         tenants: set[str],
         erased: Erased,
         committed: Callable[[Transaction], None],
+        *,
+        keep_forgotten: bool = False,
     ) -> None:
         self.head = head
         self._connection = engine.connect()
@@ -75,6 +78,7 @@ class Writer:
         self._tenants = tenants
         self._erased = erased
         self._committed = committed
+        self._keep_forgotten = keep_forgotten
         self._waiting: deque[_Job] = deque()
         self._turn = threading.Lock()
         self._wake = threading.Semaphore(0)
@@ -185,6 +189,7 @@ class Writer:
             self._tenants,
             self._erased,
             careful,
+            self._keep_forgotten,
         )
         try:
             with schema.transaction(connection, "IMMEDIATE"):

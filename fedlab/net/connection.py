@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from fedlab.episode import Memory
+    from fedlab.hub.manifest import BackupManifest
     from fedlab.hub.values import (
         AgentRecord,
         Change,
@@ -196,6 +197,16 @@ class HubConnection(abc.ABC):
     async def stats(self, tenant_id: str | None = None) -> Stats:
         """The hub, or one tenant, in numbers."""
         answer: Stats = await self.call("stats", protocol.ForAnyTenant(tenant_id=tenant_id))
+        return answer
+
+    async def backup(self, name: str, *, base: str | None = None) -> BackupManifest:
+        """Back the hub up, on the server's disk.
+
+        Args:
+            name: In the directory that the server was given for backups.
+            base: The name of an earlier one there: then only what is new since is written.
+        """
+        answer: BackupManifest = await self.call("backup", protocol.Backup(name=name, base=base))
         return answer
 
     async def verify(self) -> VerifyReport:

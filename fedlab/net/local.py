@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
+    from fedlab.hub.manifest import BackupManifest
     from fedlab.hub.values import Change, Delta
+    from fedlab.net.backups import Backups
 
 
 INLINE_K = 100
@@ -40,6 +42,7 @@ class LocalConnection(HubConnection):
         commits: Of the event loop; shared by the connections of a server.
         holders: Which connection carries which living agent; shared by the connections of a server, so that
             an agent who resumed elsewhere is not released by the connection it left.
+        backups: Where backups go, if the hub is a server's that has such a place.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class LocalConnection(HubConnection):
         actor: str = "local",
         commits: Commits | None = None,
         holders: dict[tuple[str, str], LocalConnection] | None = None,
+        backups: Backups | None = None,
     ) -> None:
         self.hub = hub
         self.actor = actor
         self._closed = False
         self._commits = commits
+        self._backups = backups
         self._holders = {} if holders is None else holders
         self._held: set[tuple[str, str]] = set()
 
@@ -155,6 +160,12 @@ class LocalConnection(HubConnection):
             return self.recall_now(params)
         return await asyncio.to_thread(self.recall_now, params)
 
+    async def _backup(self, params: protocol.Backup) -> BackupManifest:
+        self._open()
+        if self._backups is None:
+            raise InvalidRequest("this hub has no directory for backups: serve it with backup_dir, or use Hub.backup")
+        return await asyncio.to_thread(self._backups.make, params.name, params.base)
+
     async def _watch(self, params: protocol.Watch) -> list[Change]:
         loop = asyncio.get_running_loop()
         committed = asyncio.Event()
@@ -187,4 +198,5 @@ _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine
     protocol.SpawnAgent: LocalConnection._spawn,
     protocol.SyncAgent: LocalConnection._sync,
     protocol.Watch: LocalConnection._watch,
+    protocol.Backup: LocalConnection._backup,
 }

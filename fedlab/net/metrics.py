@@ -40,6 +40,7 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.connections = 0
+        self.backup_age: float | None = None
         self.refused: Counter[str] = Counter()
         self._requests: Counter[tuple[str, str]] = Counter()
         self._latency: dict[str, list[int]] = {}
@@ -87,6 +88,8 @@ class Metrics(Collector):
             refused.add_metric([status], value)
         yield refused
         yield GaugeMetricFamily("fedlab_connections", "Open connections.", self.connections)
+        if self.backup_age is not None:
+            yield GaugeMetricFamily("fedlab_backup_age_seconds", "Since the last good backup.", self.backup_age)
         for name, meaning in GAUGES.items():
             if self._stats is not None:
                 yield GaugeMetricFamily(f"fedlab_{name}", meaning, getattr(self._stats, name))

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from fedlab.episode import Episode, Memory, Vector
 from fedlab.errors import BY_CODE, FedlabError, InvalidEpisode, InvalidRequest
+from fedlab.hub.manifest import BackupManifest
 from fedlab.hub.values import (
     Change,
     Delta,
@@ -146,6 +147,13 @@ class EraseEpisodes(EraseTenant, frozen=True, kw_only=True):  # noqa: D101
     ids: list[str]
 
 
+class Backup(Params, frozen=True, kw_only=True):
+    """Names in the server's directory for backups."""
+
+    name: Annotated[str, Meta(max_length=200)]
+    base: Annotated[str, Meta(max_length=200)] | None = None
+
+
 class Page(msgspec.Struct, frozen=True):
     """Some rows of a frame, as columns.
 
@@ -192,6 +200,7 @@ METHODS: dict[str, Method] = {
     "changes": Method(Changes, Page, slow=True),
     "watch": Method(Watch, list[Change]),
     "stats": Method(ForAnyTenant, Stats, slow=True),
+    "backup": Method(Backup, BackupManifest, "admin", slow=True, whole_hub=True),
     "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
     "set_retention": Method(Policy, int, "admin", writes=True),
     "retention": Method(ForTenant, str),

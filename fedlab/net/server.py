@@ -21,6 +21,7 @@ from websockets.asyncio.server import serve as listen
 
 from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
+from fedlab.net.backups import Backups
 from fedlab.net.commits import Commits
 from fedlab.net.discovery import Announcement, announce, is_loopback
 from fedlab.net.metrics import Metrics
@@ -31,6 +32,7 @@ from fedlab.net.tokens import KEY_FILE, load_key, read_token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import timedelta
     from types import TracebackType
     from typing import Any, Self
 
@@ -47,6 +49,10 @@ logger = logging.getLogger("fedlab.net")
 GOING_AWAY = 1001
 CLOSE_TIMEOUT = 5.0
 """Seconds a client gets to answer our goodbye."""
+PURGE_INTERVAL = 600.0
+"""Seconds between looks for forgotten episodes whose time in the attic is over."""
+BACKUP_LOOK = 30.0
+"""Most seconds between looks whether a backup is due."""
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
 
 
@@ -68,6 +74,8 @@ class HubServer:
         embedder: Embedder | str | None,
         tls: ssl.SSLContext | None,
         retention_interval: float | None,
+        backups: Callable[[Hub], Backups] | None,
+        keep_forgotten: timedelta | float | None,
         settings: Settings,
     ) -> None:
         self.host = host
@@ -78,10 +86,13 @@ class HubServer:
         self.holders: dict[tuple[str, str], LocalConnection] = {}
         self.hub: Hub
         self.commits: Commits
+        self.backups: Backups | None = None
         self._given = hub
         self._embedder = embedder
         self._tls = tls
         self._retention_interval = retention_interval
+        self._make_backups = backups
+        self._keep_forgotten = keep_forgotten
         self._identities: weakref.WeakKeyDictionary[ServerConnection, Identity] = weakref.WeakKeyDictionary()
         self._sessions: set[Session] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -111,8 +122,11 @@ class HubServer:
                 embedder=self._embedder,
                 max_agents_per_tenant=self.settings.max_agents_per_tenant,
                 lease=self.settings.lease,
+                keep_forgotten=self._keep_forgotten,
             )
         try:
+            if self._make_backups is not None:
+                self.backups = await asyncio.to_thread(self._make_backups, self.hub)
             await self._listen()
         except BaseException:
             await self._close_hub()
@@ -159,6 +173,10 @@ class HubServer:
             )
         await self._listener.start_serving()
         self._every(1.0, self.hub.expire_leases)
+        self._every(PURGE_INTERVAL, self.hub.purge_forgotten)
+        if self.backups is not None and self.backups.interval is not None:
+            # Looked at often: one that failed is tried again soon.
+            self._every(min(BACKUP_LOOK, self.backups.interval), self.backups.make_due)
         if self._retention_interval is not None:
             self._every(self._retention_interval, self.hub.apply_retention)
 
@@ -276,6 +294,7 @@ class HubServer:
         }
 
     async def _metrics(self, connection: ServerConnection) -> Response:
+        self.metrics.backup_age = None if self.backups is None else self.backups.age()
         return connection.respond(200, self.metrics.render(await asyncio.to_thread(self.hub.stats)))
 
     # --- what runs -----------------------------------------------------------------------------------------
@@ -297,9 +316,9 @@ class HubServer:
                 await asyncio.sleep(seconds)
                 try:
                     await asyncio.to_thread(work)
-                except HubUnavailable:
-                    return
                 except Exception:
+                    if self.hub.closed:
+                        return
                     logger.exception("%s failed; it is tried again in %g s", work.__name__, seconds)
 
         self._tasks.append(asyncio.create_task(repeat()))
@@ -315,6 +334,10 @@ def serve(
     tls_key: str | Path | None = None,
     insecure: bool = False,
     retention_interval: float | None = None,
+    backup_dir: str | Path | None = None,
+    backup_interval: float | None = None,
+    backup_keep: int = 7,
+    keep_forgotten: timedelta | float | None = None,
     settings: Settings | None = None,
 ) -> HubServer:
     """Make a hub a server, for `async with`; it listens from there to the end of the block.
@@ -328,6 +351,10 @@ def serve(
         tls_key: Its private key (PEM), if it is not in the same file.
         insecure: Listen on other than loopback addresses without TLS.
         retention_interval: Seconds between two applications of the retention policies; never if None.
+        backup_dir: Where backups go, those that an admin asks for over the wire too.
+        backup_interval: Seconds between two backups; none on schedule if None.
+        backup_keep: So many full backups are kept, each with the incremental ones over it.
+        keep_forgotten: As for `Hub`, if it is opened here.
         settings: Limits.
 
     Raises:
@@ -335,6 +362,10 @@ def serve(
     """
     if retention_interval is not None and not retention_interval > 0:
         raise InvalidRequest(f"retention_interval is a positive number of seconds, not {retention_interval}")
+    if backup_interval is not None and (not backup_interval > 0 or backup_dir is None):
+        raise InvalidRequest(
+            f"backup_interval is a positive number of seconds, and needs backup_dir; not {backup_interval}"
+        )
     tls = None
     if tls_cert is not None:
         try:
@@ -356,5 +387,7 @@ def serve(
         embedder=embedder,
         tls=tls,
         retention_interval=retention_interval,
+        backups=None if backup_dir is None else lambda hub: Backups(hub, backup_dir, backup_interval, backup_keep),
+        keep_forgotten=keep_forgotten,
         settings=settings or Settings(),
     )

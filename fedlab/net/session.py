@@ -144,7 +144,9 @@ class Session:
         self._room = asyncio.Event()
         self._form = FORMATS[str(socket.subprotocol)]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._local = LocalConnection(server.hub, actor=identity.name, commits=server.commits, holders=server.holders)
+        self._local = LocalConnection(
+            server.hub, actor=identity.name, commits=server.commits, holders=server.holders, backups=server.backups
+        )
 
     async def run(self) -> None:
         """Serve until the connection ends."""

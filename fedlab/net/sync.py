@@ -74,6 +74,7 @@ class SyncConnection:
     changes = _blocking(HubConnection.changes)
     watch = _blocking(HubConnection.watch)
     stats = _blocking(HubConnection.stats)
+    backup = _blocking(HubConnection.backup)
     verify = _blocking(HubConnection.verify)
     set_retention = _blocking(HubConnection.set_retention)
     retention = _blocking(HubConnection.retention)

@@ -24,7 +24,7 @@ def test_every_change_has_a_row_that_says_what_who_and_why(hub, episode):
         ("tenant_created", "acme", "acme", "me", ""),
         ("episode_stored", "acme", "x", "me", ""),
         ("agent_spawned", "acme", "a", "a", ""),
-        ("retention_set", "acme", "acme", "boss", "keep the newest 5 episodes"),
+        ("retention_set", "acme", "acme", "boss", MaxEpisodes(5).to_json()),
         ("episode_stored", "acme", "y", "a", ""),
         ("agent_ended", "acme", "a", "a", "expired"),
         ("episode_forgotten", "acme", "x", "me", "wrong"),

@@ -1,0 +1,301 @@
+"""Backups: writing one while the hub works, and checking all of one. Putting one back is `restoring.py`.
+
+A backup is a directory: the database (or, of an incremental one, what is new since another backup), the server's key,
+and `manifest.json`, which says what it is and has a checksum of each file and of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, InvalidRequest
+from fedlab.hub import schema
+from fedlab.hub.directory import Directory, open_database
+from fedlab.hub.erasing import export_ledger
+from fedlab.hub.log import MASK, REDACTED
+from fedlab.hub.manifest import (
+    DATABASE,
+    KEY,
+    MANIFEST,
+    NEWS,
+    NO_CHECKSUM,
+    BackupFile,
+    BackupManifest,
+    Base,
+    Part,
+    corrupt,
+    read_chain,
+    read_manifest,
+    sha256,
+)
+from fedlab.hub.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger("fedlab.hub")
+
+_WHOLE = ("meta", "tenants", "agents", "holds", "erasures", "recalls", "queries")
+"""Tables that an incremental backup has whole."""
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_backup(database: Path, path: Path, now: int, base: Path | None = None) -> BackupManifest:
+    """Copy a hub's database, which another process may be writing, to a new directory: whole, or not at all.
+
+    Args:
+        database: The hub's; its key is beside it.
+        path: Not there yet, or empty.
+        now: Ms UTC.
+        base: An earlier backup of this hub; then only what is new since is written.
+
+    Raises:
+        InvalidRequest: If `path` is taken, or `base` is no earlier backup of this hub.
+        CorruptBackup: If `base` is damaged, as far as its manifests and its files' sizes tell.
+        HubUnavailable: If it can not be written.
+    """
+    path = path.absolute()
+    check_empty(path)
+    chain = [] if base is None else read_chain(base)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        with reading_only(database) as connection:
+            manifest = _write_parts(connection, part, chain, now)
+        _write_rest(part, path, database.with_name(KEY), manifest, chain)
+        part.replace(path)
+        sync(path.parent)
+    except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
+        if isinstance(error, FedlabError):
+            raise
+        raise HubUnavailable(f"the backup {path} could not be written: {getattr(error, 'orig', error)}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return read_manifest(path)
+
+
+def check_empty(path: Path) -> None:
+    """Refuse a path where something is.
+
+    Raises:
+        InvalidRequest: If it is a file, or a directory that is not empty.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise InvalidRequest(f"{path} is taken: give a directory that is empty, or not there yet")
+
+
+@contextlib.contextmanager
+def reading_only(database: Path) -> Iterator[sa.Connection]:
+    """A connection of its own to a hub's database, which may be at work: its writer does not wait for a reader."""
+    with schema.look(database) as driver:
+        engine = sa.create_engine(
+            "sqlite://", creator=lambda: driver, poolclass=sa.pool.StaticPool, isolation_level="AUTOCOMMIT"
+        )
+        with engine.connect() as connection:
+            yield connection
+
+
+def _write_parts(connection: sa.Connection, part: Path, chain: list[Part], now: int) -> BackupManifest:
+    """The database, or what is new in it, and what the manifest says of it: all of one moment."""
+    driver: Any = connection.connection.driver_connection
+    file = part / (NEWS if chain else DATABASE)
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as target:
+        # It is synced when it is complete; if this process dies before, nobody uses it.
+        target.execute("PRAGMA journal_mode=OFF")
+        target.execute("PRAGMA synchronous=OFF")
+        if chain:
+            driver.execute("ATTACH ? AS part", (str(file),))
+            driver.execute("PRAGMA part.journal_mode=OFF")
+            driver.execute("PRAGMA part.synchronous=OFF")
+        with schema.transaction(connection, "DEFERRED"):
+            manifest = _describe(connection, now)
+            if chain:
+                _copy_news(connection, chain[-1], manifest)
+            else:
+                driver.backup(target, pages=-1)  # in steps, it would begin anew whenever someone writes
+        if not chain:
+            target.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nothing can be written
+    return manifest
+
+
+def _describe(connection: sa.Connection, now: int) -> BackupManifest:
+    from fedlab import __version__  # the package imports this module lazily
+
+    meta = {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
+    head = connection.execute(sa.select(schema.changes).order_by(schema.changes.c.seq.desc()).limit(1)).one()
+
+    def count(table: sa.Table) -> int:
+        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+    return BackupManifest(
+        hub_id=meta["hub_id"],
+        epoch=int(meta["epoch"]),
+        seq=head.seq,
+        chain=head.hash.hex(),
+        created_at=now,
+        fedlab=__version__,
+        schema=int(meta["schema"]),
+        embedder=meta["embedder"],
+        dimension=int(meta["dimension"]),
+        tenants=count(schema.tenants),
+        agents=count(schema.agents),
+        episodes=count(schema.episodes),
+        changes=count(schema.changes),
+        erasures=export_ledger(connection),
+        files={},
+    )
+
+
+def _copy_news(connection: sa.Connection, base: Part, manifest: BackupManifest) -> None:
+    """What an incremental backup holds: log and episodes after the base's seq, the log rows before that an erasure
+    changed since, and the small tables.
+    """
+    old = base.manifest
+    chain = connection.scalar(sa.select(schema.changes.c.hash).where(schema.changes.c.seq == old.seq))
+    if old.hub_id != manifest.hub_id or chain is None or chain.hex() != old.chain:
+        raise InvalidRequest(
+            f"{base.path} is no earlier backup of this hub {manifest.hub_id}"
+            + (f" but of {old.hub_id}" if old.hub_id != manifest.hub_id else ", which was restored from an older one")
+            + ": make a full backup",
+            base=str(base.path),
+        )
+    if old.schema != manifest.schema:
+        raise InvalidRequest(f"{base.path} has schema {old.schema}, the hub {manifest.schema}: make a full backup")
+    erased = f"kind IN {REDACTED} OR actor LIKE '{MASK}%'"
+    tables = {
+        "changes": f"seq > {old.seq} OR {erased}",
+        "episodes": f"id > {old.seq}",
+        "vectors": f"episode_id > {old.seq}",
+        "episode_sources": f"episode_id > {old.seq}",
+        "attic": f"forgotten_seq > {old.seq}",
+        **dict.fromkeys(_WHOLE, "true"),
+    }
+    for table, condition in tables.items():
+        connection.exec_driver_sql(f"CREATE TABLE part.{table} AS SELECT * FROM main.{table} WHERE {condition}")  # noqa: S608
+
+
+def _write_rest(part: Path, path: Path, key: Path, manifest: BackupManifest, chain: list[Part]) -> None:
+    """The key and the manifest; then everything is on disk."""
+    if key.exists():
+        shutil.copy(key, part / KEY)  # with its mode
+    files = {}
+    for file in sorted(part.iterdir()):
+        files[file.name] = BackupFile(bytes=file.stat().st_size, sha256=sha256(file))
+        sync(file)
+    bases = [Base(path=os.path.relpath(each.path, path), checksum=each.manifest.checksum) for each in chain]
+    data = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files, bases=bases)))
+    checksum = hashlib.sha256(data).hexdigest()
+    with (part / MANIFEST).open("wb") as out:
+        out.write(data.replace(NO_CHECKSUM.encode(), checksum.encode()))
+    sync(part / MANIFEST)
+    sync(part)
+
+
+def sync(path: Path) -> None:
+    """See to it that a file or a directory is on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# --- checking ------------------------------------------------------------------------------------------------------
+
+
+def verify_backup(path: str | Path) -> BackupManifest:
+    """Read all of a backup, and of those that it builds on, and check everything: files, database, log, episodes.
+
+    A copy of the database is made where temporary files go (`$TMPDIR`).
+
+    Raises:
+        CorruptBackup: Naming what is damaged or missing.
+        IncompatibleHub: If a newer version of fedlab wrote it.
+    """
+    chain = read_chain(Path(path))
+    with tempfile.TemporaryDirectory(prefix="fedlab-") as name:
+        folder = Directory(name)
+        try:
+            put_together(chain, folder)
+        finally:
+            folder.close()
+    return chain[-1].manifest
+
+
+def put_together(chain: list[Part], folder: Directory) -> None:
+    """Make the database of a chain of backups in a folder, brought up to the present schema, and check all of it.
+
+    Raises:
+        CorruptBackup: Naming what is damaged.
+    """
+    for part in chain:
+        for name, file in part.manifest.files.items():
+            if sha256(part.path / name) != file.sha256:
+                raise corrupt(part.path / name, "does not match its checksum")
+    shutil.copyfile(chain[0].path / DATABASE, folder.database)
+    last = chain[-1]
+    try:
+        for part in chain[1:]:
+            _add_news(folder.database, part.path / NEWS)
+        engine = open_database(folder, "off")
+    except (sqlite3.Error, CorruptHub) as error:
+        raise corrupt(last.path, f"can not be read ({error})") from error
+    try:
+        with reading_only(folder.database) as connection:
+            held = _describe(connection, 0)
+        for name in ("hub_id", "seq", "chain", "episodes", "changes", "tenants", "agents"):
+            if getattr(held, name) != getattr(last.manifest, name):
+                raise corrupt(last.path / MANIFEST, f"says {name} {getattr(last.manifest, name)!r}, which is not so")
+        if problems := verify(engine, None, held.dimension).problems:
+            raise corrupt(last.path, f"is damaged: {problems[0]}", problems=problems)
+    finally:
+        engine.dispose()
+
+
+def _add_news(database: Path, news: Path) -> None:
+    """Bring the database of a base up to an incremental backup."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        for pragma in ("foreign_keys=1", "secure_delete=1", "synchronous=OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("ATTACH ? AS part", (str(news),))
+        connection.execute("BEGIN")
+        for table in _WHOLE:
+            connection.execute(f"DELETE FROM main.{table}")  # noqa: S608
+        for table in ("changes", "episodes", "vectors", "episode_sources", "attic", *_WHOLE):
+            columns = ", ".join(f'"{row[1]}"' for row in connection.execute(f"PRAGMA part.table_info({table})"))
+            connection.execute(
+                f"INSERT OR REPLACE INTO main.{table} ({columns}) SELECT {columns} FROM part.{table}"  # noqa: S608
+            )
+            if table == "changes":
+                # Before the new episodes and the holds come, those go that the new log forgot or erased.
+                connection.execute(_GONE)
+                connection.execute(
+                    "DELETE FROM main.attic WHERE id IN (SELECT seq FROM part.changes WHERE kind = ?)", REDACTED[:1]
+                )
+        connection.execute("COMMIT")
+
+
+_GONE = f"""
+    DELETE FROM main.episodes WHERE id IN (
+        SELECT seq FROM part.changes WHERE kind = '{REDACTED[0]}'
+        UNION ALL
+        SELECT stored.seq FROM part.changes AS gone JOIN main.changes AS stored
+            ON stored.tenant_id = gone.tenant_id AND stored.subject = gone.subject AND stored.kind = 'episode_stored'
+        WHERE gone.kind = 'episode_forgotten')
+"""  # noqa: S608

@@ -1,0 +1,173 @@
+"""A server's backups: asked for over the wire, made on schedule, rotated, and their age told."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedlab
+from fedlab import Episode, Hub, HubUnavailable, InvalidRequest, PermissionDenied, SimulatedClock
+from fedlab.hub.backups import verify_backup
+from fedlab.net import backups
+from fedlab.net.backups import Backups
+
+from .conftest import until
+
+Make = Callable[..., Episode]
+HOUR = 3600.0
+
+
+@pytest.fixture
+def clock() -> SimulatedClock:
+    return SimulatedClock(datetime(2026, 1, 1))
+
+
+@pytest.fixture
+def timed(tmp_path: Path, clock: SimulatedClock, episode: Make) -> Iterator[Hub]:
+    with Hub(tmp_path / "timed", clock, "hashing", "off") as hub:
+        hub.put(episode(1))
+        yield hub
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(each.name for each in directory.iterdir())
+
+
+async def test_an_admin_backs_up_over_the_wire_by_name(hub: Hub, tmp_path: Path, episode: Make):
+    hub.put(episode(1))
+    async with fedlab.serve(hub, port=0, backup_dir=tmp_path / "backups") as server:
+        for number, json in enumerate((False, True)):
+            async with fedlab.connect(server.url, json=json) as connection:
+                full = await connection.backup(f"full-{number}")
+                await connection.put(episode(5 + number))
+                more = await connection.backup(f"more-{number}", base=f"full-{number}")
+                assert (full.hub_id, more.seq) == (hub.info().hub_id, hub.info().seq)
+                assert verify_backup(tmp_path / "backups" / f"more-{number}") == more
+                with pytest.raises(InvalidRequest, match="taken"):
+                    await connection.backup("full-0")
+                for name in ("", ".", "..", "../x", "a/b", "/etc/x", ".hidden", "a\\b", "nul\0"):
+                    with pytest.raises(InvalidRequest):
+                        await connection.backup(name)
+                    with pytest.raises(fedlab.FedlabError):
+                        await connection.backup("another", base=name)
+    assert names(tmp_path / "backups") == ["full-0", "full-1", "more-0", "more-1"]
+    assert names(tmp_path) == ["backups", "hub", "runtime"]
+
+
+async def test_only_an_admin_of_the_whole_hub_may(hub: Hub, server: Any, token: Any, episode: Make):
+    hub.put(episode(1))
+    for tenant, role in (("acme", "observer"), ("acme", "agent"), ("acme", "admin")):
+        async with fedlab.connect(server.url, token(tenant, role)) as connection:
+            with pytest.raises(PermissionDenied):
+                await connection.backup("backup")
+    for target in (server.url, hub):
+        async with fedlab.connect(target) as connection:
+            with pytest.raises(InvalidRequest, match="no directory for backups"):
+                await connection.backup("backup")
+
+
+def test_scheduled_backups_are_chains_of_which_the_newest_are_kept(
+    timed: Hub, clock: SimulatedClock, tmp_path: Path, episode: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backups, "CHAIN", 3)
+    schedule = Backups(timed, tmp_path / "backups", HOUR, keep=2)
+    made = []
+    for number in range(11):
+        timed.put(episode(10 + number))
+        manifest = schedule.make_due()
+        assert manifest is not None
+        made.append(manifest)
+        clock.advance(minutes=30)
+        assert schedule.make_due() is None
+        assert schedule.age() == HOUR / 2
+        clock.advance(minutes=30)
+    assert [len(each.bases) for each in made] == [0, 1, 2] * 3 + [0, 1]
+    left = names(tmp_path / "backups")
+    assert len(left) == 3 + 2
+    for name in left:
+        verify_backup(tmp_path / "backups" / name)
+    with Hub.restore(tmp_path / "backups" / left[-1], tmp_path / "restored") as restored:
+        assert restored.stats().episodes == timed.stats().episodes
+
+
+def test_what_is_no_scheduled_backup_of_this_hub_is_never_removed(
+    timed: Hub, clock: SimulatedClock, tmp_path: Path, episode: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backups, "CHAIN", 1)
+    place = tmp_path / "backups"
+    schedule = Backups(timed, place, HOUR, keep=1)
+    schedule.make("by-hand")
+    clock.advance(hours=1)
+    schedule.make_due()
+    (built_on,) = set(names(place)) - {"by-hand"}
+    schedule.make("on-a-scheduled-one", base=built_on)
+    with Hub(tmp_path / "other", SimulatedClock(datetime(2025, 1, 1)), "hashing", "off") as other:
+        Backups(other, place, HOUR, keep=1).make_due()
+    (place / "hub-letters").mkdir()
+    (place / "hub-letters" / "letter").write_text("text")
+    (place / "hub-damaged").mkdir()
+    (place / "hub-damaged" / "manifest.json").write_text("{}")
+    (place / ".hub-20250101.abcd.part").mkdir()
+    before = set(names(place))
+    for _ in range(4):
+        clock.advance(hours=1)
+        schedule.make_due()
+    assert before - set(names(place)) == {".hub-20250101.abcd.part"}
+    assert len(set(names(place)) - before) == 1
+
+
+def test_after_a_restore_to_an_older_state_the_next_one_is_full(
+    timed: Hub, clock: SimulatedClock, tmp_path: Path, episode: Make
+):
+    place = tmp_path / "backups"
+    schedule = Backups(timed, place, HOUR, keep=3)
+    schedule.make_due()
+    timed.put([episode(n) for n in range(20, 30)])
+    clock.advance(hours=1)
+    schedule.make_due()
+    timed.close()
+    with Hub.restore(place / names(place)[0], timed.path, overwrite=True, clock=clock) as hub:
+        hub.put([episode(n) for n in range(30, 60)])
+        again = Backups(hub, place, HOUR, keep=3)
+        assert again.age() == 0
+        clock.advance(hours=1)
+        manifest = again.make_due()
+        assert manifest is not None
+        assert manifest.bases == []
+
+
+def test_a_backup_that_failed_is_made_when_it_can_be(
+    timed: Hub, clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    schedule = Backups(timed, tmp_path / "backups", HOUR, keep=1)
+    (tmp_path / "backups").write_text("a file where the directory should be")
+    with pytest.raises(HubUnavailable, match="could not be written"):
+        schedule.make_due()
+    assert schedule.age() is None
+    (tmp_path / "backups").unlink()
+    assert schedule.make_due() is not None
+    with pytest.raises(InvalidRequest, match="backup_keep"):
+        Backups(timed, tmp_path / "backups", HOUR, keep=0)
+
+
+async def test_a_server_makes_them_and_tells_their_age(hub: Hub, tmp_path: Path, episode: Make):
+    hub.put(episode(1))
+    place = tmp_path / "backups"
+    async with fedlab.serve(hub, port=0, backup_dir=place, backup_interval=0.05, backup_keep=2) as server:
+        await until(lambda: place.exists() and any(name.startswith("hub-") for name in names(place)))
+
+        def metrics() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+                return str(answer.read().decode())
+
+        await until(lambda: server.backups is not None and server.backups.age() is not None)
+        assert "fedlab_backup_age_seconds" in await asyncio.to_thread(metrics)
+    for wrong in ({"backup_interval": 5.0}, {"backup_interval": 0.0, "backup_dir": place}):
+        with pytest.raises(InvalidRequest, match="backup_interval"):
+            fedlab.serve(hub, **wrong)  # type: ignore[arg-type]
