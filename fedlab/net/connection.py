@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import abc
+import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,13 @@ class HubConnection(abc.ABC):
         The agent's lease is held by the connection: an agent whose connection is lost, and who does not
         resume, is marked `crashed` when the lease has run out.
         """
-        params = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=resume)
+        params = protocol.SpawnAgent(
+            tenant_id=tenant_id,
+            agent_id=agent_id,
+            lifetime=lifetime,
+            resume=resume,
+            life="" if resume else secrets.token_hex(8),
+        )
         record: AgentRecord = await self.call("spawn_agent", params)
         return record
 
