@@ -31,6 +31,7 @@ class Leases:
         self._most = most
         until = clock.now() + self._milliseconds
         self._until = dict.fromkeys(alive, until)
+        self._lives: dict[tuple[str, str], str] = {}
         self._alive = Counter(tenant_id for tenant_id, _ in self._until)
 
     def check_room(self, tenant_id: str, agent_id: str, granted: set[tuple[str, str]]) -> None:
@@ -46,13 +47,25 @@ class Leases:
                 f" max_agents_per_tenant={self._most:,} allows"
             )
 
-    def grant(self, tenant_id: str, agent_id: str, expires_at: int) -> None:
+    def may_resume(self, tenant_id: str, agent_id: str, life: str) -> bool:
+        """Whether the life of this agent, if there is one, can be the one that is called `life`.
+
+        A client that did not hear whether its spawn arrived repeats it as a resume, and must not slip into the life
+        of another agent of the same id. What a life was called is not known after a restart, or if it has no name.
+        """
+        held = self._lives.get((tenant_id, agent_id))
+        return not held or not life or held == life
+
+    def grant(self, tenant_id: str, agent_id: str, expires_at: int, life: str = "") -> None:
         """A life began or was resumed: it may be silent to its end, and a little longer."""
+        if life:
+            self._lives[tenant_id, agent_id] = life
         self._alive[tenant_id] += (tenant_id, agent_id) not in self._until
         self._until[tenant_id, agent_id] = expires_at + self._milliseconds
 
     def end(self, tenant_id: str, agent_id: str) -> None:
         """A life ended."""
+        self._lives.pop((tenant_id, agent_id), None)
         if self._until.pop((tenant_id, agent_id), None) is not None:
             self._alive[tenant_id] -= 1
 

@@ -68,7 +68,7 @@ class RemoteConnection(HubConnection):
         answer = await self._link.ask(method, params, extra=_extra_time(params))
         match params:
             case protocol.SpawnAgent():
-                self._link.hold(params.tenant_id, params.agent_id, params.lifetime)
+                self._link.hold(params)
             case protocol.SyncAgent() if params.ending is not None:
                 self._link.drop(params.tenant_id, params.agent_id)
         return protocol.to_frame(answer) if METHODS[method].result is Page else answer

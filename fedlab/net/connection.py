@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import abc
+import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,13 @@ class HubConnection(abc.ABC):
 
     async def begin_life(self, tenant_id: str, agent_id: str, *, lifetime: float, resume: bool = False) -> Life:
         """As `spawn_agent`, with who the hub is: one message instead of two."""
-        params = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=resume)
+        params = protocol.SpawnAgent(
+            tenant_id=tenant_id,
+            agent_id=agent_id,
+            lifetime=lifetime,
+            resume=resume,
+            life="" if resume else secrets.token_hex(8),
+        )
         life: Life = await self.call("spawn_agent", params)
         return life
 

@@ -126,7 +126,7 @@ class Link:
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._slots = asyncio.Semaphore(IN_FLIGHT)
-        self._agents: dict[tuple[str, str], tuple[float, float]] = {}  # lifetime, and its end on our clock
+        self._agents: dict[tuple[str, str], tuple[protocol.SpawnAgent, float]] = {}  # and the end on our clock
         self._away = False
 
     @property
@@ -134,9 +134,10 @@ class Link:
         """Whether there is a connection now."""
         return self._socket is not None
 
-    def hold(self, tenant_id: str, agent_id: str, lifetime: float) -> None:
+    def hold(self, spawn: protocol.SpawnAgent) -> None:
         """Take up this agent's life again on each new connection, until `drop` or its end."""
-        self._agents[tenant_id, agent_id] = (lifetime, asyncio.get_running_loop().time() + lifetime)
+        until = asyncio.get_running_loop().time() + spawn.lifetime
+        self._agents[spawn.tenant_id, spawn.agent_id] = (msgspec.structs.replace(spawn, resume=True), until)
 
     def drop(self, tenant_id: str, agent_id: str) -> None:
         """The agent's life has ended."""
@@ -276,8 +277,7 @@ class Link:
         # A resume after the end would begin another life.
         now = asyncio.get_running_loop().time()
         self._agents = {agent: life for agent, life in self._agents.items() if life[1] > now}
-        for (tenant_id, agent_id), (lifetime, _) in self._agents.items():
-            resume = protocol.SpawnAgent(tenant_id=tenant_id, agent_id=agent_id, lifetime=lifetime, resume=True)
+        for resume, _ in self._agents.values():
             data = self._form.encode(protocol.Request(next(self._ids), "spawn_agent", resume))
             broadcast([socket], data.decode() if self._form.text else data)
         for number, pending in list(self._pending.items()):

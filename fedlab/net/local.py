@@ -129,9 +129,7 @@ class LocalConnection(HubConnection):
 
     async def _spawn(self, params: protocol.SpawnAgent) -> Life:
         loop = self._loop()
-        spawned = self.hub.spawn_agent_soon(
-            params.tenant_id, params.agent_id, lifetime=params.lifetime, resume=params.resume, wake=loop.wake()
-        )
+        spawned = self.hub.spawn_agent_soon(**msgspec.structs.asdict(params), wake=loop.wake())
         record = await loop.wait(spawned)
         agent = params.tenant_id, params.agent_id
         self._held.add(agent)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fedlab
-from fedlab import AuthenticationError, Episode, Hub, HubUnavailable, InvalidRequest
+from fedlab import AuthenticationError, Episode, Hub, HubUnavailable, IdConflict, InvalidRequest
 from fedlab.net import HubServer, LocalConnection
 from fedlab.net.client import RemoteConnection
 
@@ -118,6 +118,20 @@ async def test_an_agent_keeps_its_life_over_a_lost_connection(proxy: Proxy, hub:
         proxy.cut()
         await connection.sync_agent("acme", "a1", [episode(agent_id="a1")], after=0, ending="destroyed")
     assert hub.agents()["status"].to_list() == ["destroyed"]
+
+
+async def test_a_repeated_spawn_does_not_slip_into_the_life_of_another(proxy: Proxy, hub: Hub, token: Any):
+    async with fedlab.connect(proxy.url, token(None, "admin")) as connection:
+        await connection.info()
+        hub.spawn_agent_soon("acme", "a1", lifetime=60, life="another's").result()
+        proxy.cut_at_answer = True  # the refusal is lost: the client has to ask again, as if for a life of its own
+        with pytest.raises(IdConflict, match="is alive"):
+            await connection.spawn_agent("acme", "a1", lifetime=60)
+        assert proxy.connections == 2
+        proxy.cut_at_answer = True
+        assert (await connection.spawn_agent("acme", "a2", lifetime=60)).status == "alive"
+        assert proxy.connections == 3
+    assert hub.agents()["agent_id"].to_list() == ["a1", "a2"]
 
 
 async def test_an_agent_that_came_back_is_not_released_by_the_connection_it_left(server: HubServer, hub: Hub):
