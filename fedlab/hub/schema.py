@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import sqlalchemy as sa
 
@@ -230,6 +231,14 @@ def open_engine(database: Path, durability: Durability, *, writer: bool) -> sa.E
                 raise RuntimeError(f"SQLite kept PRAGMA {name}={held} where {value} was asked for")
 
     return engine
+
+
+@contextlib.contextmanager
+def look(database: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes no byte of a database: even closing it leaves the write-ahead log alone."""
+    connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)
+    with contextlib.closing(connection):
+        yield connection
 
 
 @contextlib.contextmanager
