@@ -239,7 +239,7 @@ erasure {self.id} of hub {self.hub_id}
   removed: {self.episodes:,} episodes, {self.vectors:,} vectors, {self.sources:,} sources, {self.kept:,} kept contents,
            {self.holds:,} holds, {self.agents:,} lives of agents; emptied: {self.changes:,} rows of the log
   files: {self.pages:,} pages of hub.db overwritten where nothing referred to them, write-ahead log emptied,
-         index snapshot of the tenant and all cached embeddings deleted
+         index snapshot of the tenant, all cached embeddings and copies from before an upgrade deleted
   checked: no row of the log, of episodes, agents or kept contents in this scope is left
   remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again"""
 

@@ -93,6 +93,14 @@ def test_the_copy_is_the_old_hub(old, tmp_path):
         assert hub.verify().problems == []
 
 
+def test_an_erasure_takes_the_copy_too(old):
+    with Hub(old) as hub:
+        [copy] = (old / migrations.COPIES).iterdir()
+        assert b"output 3" in copy.read_bytes()
+        hub.erase_episodes("acme", [hub.episodes("acme")["id"][3]], reason="asked for")
+        assert not copy.exists()
+
+
 @pytest.mark.parametrize("version", [*SCHEMAS, schema.VERSION])
 def test_the_migrations_add_up_to_the_tables_of_the_code(tmp_path, version):
     engine = empty(tmp_path / "hub.db", version)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -80,6 +81,12 @@ def migrate(connection: sa.Connection, held: int, wanted: int) -> None:
         context.run_migrations()
     connection.exec_driver_sql("DROP TABLE temp.alembic_version")
     connection.execute(sa.update(schema.meta).where(schema.meta.c.key == "schema").values(value=str(wanted)))
+
+
+def delete_copies(directory: Path) -> None:
+    """Remove the databases from before an upgrade: they hold what was erased since."""
+    if (directory / COPIES).exists():
+        shutil.rmtree(directory / COPIES)
 
 
 def _copy(database: Path, copy: Path) -> None:
