@@ -7,6 +7,7 @@ plain data. Everything here is a pure function of arrays; the index in `fedlab.h
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_K = 10_000
 """Most memories of one recall."""
+MAX_IDS = 10_000
+"""Most ids of one look at episodes."""
 
 
 class RecallPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -194,6 +197,18 @@ def check_k(k: object) -> int:
     if isinstance(k, (int, np.integer)) and not isinstance(k, bool) and 1 <= k <= MAX_K:
         return int(k)
     raise InvalidRequest(f"k must be an integer from 1 to {MAX_K:,}, not {k!r:.40}", field="k")
+
+
+def check_ids(ids: object) -> list[str]:
+    """`ids` as a list, if they are ids of episodes.
+
+    Raises:
+        InvalidRequest: If they are not, or are more than MAX_IDS.
+    """
+    wanted = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else None
+    if wanted is None or len(wanted) > MAX_IDS or not all(isinstance(each, str) for each in wanted):
+        raise InvalidRequest(f"ids must be a sequence of at most {MAX_IDS:,} episode ids, not {ids!r:.80}", field="ids")
+    return wanted
 
 
 def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers:

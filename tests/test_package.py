@@ -7,7 +7,17 @@ import pytest
 
 import fedlab
 
-HEAVY = ["torch", "sentence_transformers", "transformers", "polars", "plotly", "usearch", "streamlit", "websockets"]
+HEAVY = [
+    "alembic",
+    "torch",
+    "sentence_transformers",
+    "transformers",
+    "polars",
+    "plotly",
+    "usearch",
+    "streamlit",
+    "websockets",
+]
 
 
 def loaded_after(code: str, *modules: str) -> list[str]:

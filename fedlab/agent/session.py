@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedlab.agent.memory import LocalMemory
-from fedlab.agent.transport import batches
 from fedlab.agent.values import SyncReport
+from fedlab.episode import batches
 from fedlab.errors import AgentExpired, HubUnavailable, IdConflict, InvalidRequest
 
 if TYPE_CHECKING:

@@ -5,17 +5,15 @@ Agents append to it; `push_spool` sends what is in it and empties it. Several ag
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
-from fedlab.agent.transport import batches, open_connection
-from fedlab.episode import Episode
+from fedlab.agent.transport import open_connection
+from fedlab.episode import Episode, batches, decode_vector, encode_vector
 from fedlab.errors import FedlabError, IdConflict, InvalidRequest
 
 if TYPE_CHECKING:
@@ -147,16 +145,5 @@ def _lock(file: Path) -> BaseFileLock:
     return FileLock(f"{file}.lock", timeout=10)
 
 
-def _to_json(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return base64.b64encode(value.astype("<f2").tobytes()).decode()
-    raise NotImplementedError(f"{type(value).__name__} has no JSON form")
-
-
-def _from_json(_kind: Any, value: Any) -> Any:
-    # A copy is writeable, by which Episode knows that it has yet to be checked.
-    return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f2").copy()
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_to_json)
-_decoder = msgspec.json.Decoder(Episode, dec_hook=_from_json)
+_encoder = msgspec.json.Encoder(enc_hook=encode_vector)
+_decoder = msgspec.json.Decoder(Episode, dec_hook=decode_vector)

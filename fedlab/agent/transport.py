@@ -1,22 +1,14 @@
-"""What agent and spool share on the way to a hub: opening a connection, and cutting episodes into messages."""
+"""What agent and spool share on the way to a hub: opening a connection."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedlab.episode import metadata_json
 from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from fedlab.episode import Episode
     from fedlab.hub import Hub
     from fedlab.net import HubConnection, Role
-
-BATCH_EPISODES = 500
-BATCH_BYTES = 1 << 20
-"""A message ends before it grows over this; an episode that is larger travels alone."""
 
 
 def open_connection(
@@ -51,28 +43,3 @@ def open_connection(
     if hasattr(hub, "subscribe"):
         return hub, False
     raise InvalidRequest(f"hub is a URL, a Hub or an open connection, not {type(hub).__name__}", field="hub")
-
-
-def batches(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
-    """Cut episodes into lists that fit a message, in order; nothing for no episodes."""
-    batch: list[Episode] = []
-    room = BATCH_BYTES
-    for episode in episodes:
-        size = _size(episode)
-        if batch and (size > room or len(batch) == BATCH_EPISODES):
-            yield batch
-            batch, room = [], BATCH_BYTES
-        batch.append(episode)
-        room -= size
-    if batch:
-        yield batch
-
-
-def _size(episode: Episode) -> int:
-    """Bytes of an episode in a message, rather too many than too few."""
-    texts = [episode.task, episode.input, episode.output]
-    if episode.metadata:
-        texts.append(metadata_json(episode.metadata))
-    size = 400 + 70 * len(episode.sources) + sum(len(each) if each.isascii() else 4 * len(each) for each in texts)
-    # As base64, which is the longer of the two forms.
-    return size if episode.vector is None else size + episode.vector.nbytes * 4 // 3

@@ -15,6 +15,7 @@ from fedlab.cli import (
     erasure,  # noqa: F401
     looking,  # noqa: F401
     serving,  # noqa: F401 - each adds its commands to the app, in this order
+    transfer,  # noqa: F401
 )
 from fedlab.cli.shared import app
 from fedlab.errors import FedlabError

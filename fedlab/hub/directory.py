@@ -1,7 +1,7 @@
 """A hub's directory: its files, the lock that keeps a second process out, and whether it can be opened at all.
 
 `hub.db` holds everything; `index/` and `embeddings.db` are caches; `hub.key` is the server's and `hub.lock`
-says who has the directory open.
+says who has the directory open. `before-upgrade/` has databases as they were before a newer fedlab opened them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from fedlab.embedding import get_embedder
 from fedlab.errors import CorruptHub, HubLocked, IncompatibleHub, InvalidRequest
-from fedlab.hub import schema
+from fedlab.hub import migrations, schema
 from fedlab.hub.log import Head, chain_hash, own_hash
 
 if TYPE_CHECKING:
@@ -122,19 +122,21 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
 
     Raises:
         CorruptHub: If it is damaged in a way that shows without reading it all (`verify` reads it all).
-        IncompatibleHub: If another version of fedlab wrote it.
+        IncompatibleHub: If a newer version of fedlab wrote it. What an older one wrote is brought up to date.
     """
     path = directory.database
     way_back = _WAY_BACK.format(path=directory.path)
     try:
-        # Looked at by a reader first: what is no hub's is left as it is, to the byte.
-        tables = _tables(path, durability) if path.exists() and path.stat().st_size else set()
+        # Looked at by a reader first: what is no hub's, or a newer one's, is left as it is, to the byte.
+        tables, version = _look(path) if path.exists() and path.stat().st_size else (set(), schema.VERSION)
         if not tables and directory.has_caches():
             raise CorruptHub(f"{path} is empty or gone, and other files of a hub are here. {way_back}")
         missing = set(schema.metadata.tables) - tables
-        if tables and missing:
+        if tables and missing and version == schema.VERSION:
             raise CorruptHub(f"{path} is no hub's database: it lacks {', '.join(sorted(missing))}. {way_back}")
         engine = schema.open_engine(path, durability, writer=True)
+        if version < schema.VERSION:
+            migrations.upgrade(engine, path, version)
         with schema.begin(engine, "IMMEDIATE") as connection:
             if not tables:
                 schema.metadata.create_all(connection)
@@ -145,15 +147,28 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
         raise CorruptHub(f"{path} is damaged ({getattr(error, 'orig', error)}). {way_back}") from error
 
 
-def _tables(path: Path, durability: Durability) -> set[str]:
-    """Names of the tables in an existing file, whose end is there."""
-    engine = schema.open_engine(path, durability, writer=False)
+def _look(path: Path) -> tuple[set[str], int]:
+    """Names of the tables in an existing file, whose end is there, and its schema (ours if it does not say).
+
+    Raises:
+        IncompatibleHub: If it is one that this version does not know.
+    """
     try:
-        with schema.begin(engine) as connection:
+        with schema.look(path) as connection:
             _check_pages(connection, path)
-            return set(sa.inspect(connection).get_table_names())
-    finally:
-        engine.dispose()
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            query = "SELECT value FROM meta WHERE key = 'schema'"
+            held = connection.execute(query).fetchone() if "meta" in tables else None
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise schema.as_hub_error(error) from error
+    if held is None or not str(held[0]).isdecimal():
+        return tables, schema.VERSION  # a damaged one, which `read_identity` sees
+    if not 1 <= int(held[0]) <= schema.VERSION:
+        raise IncompatibleHub(
+            f"{path.parent} has schema {held[0]} and this fedlab reads 1 to {schema.VERSION}: open it with the"
+            " version of fedlab that wrote it, or a newer one"
+        )
+    return tables, int(held[0])
 
 
 def read_identity(engine: sa.Engine) -> dict[str, str]:
@@ -166,7 +181,7 @@ def read_identity(engine: sa.Engine) -> dict[str, str]:
         held = {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
         used = connection.scalar(sa.select(sa.func.count()).select_from(schema.changes)) if not held else 0
     whole = {"schema", "hub_id", "epoch", "embedder", "dimension"} <= held.keys()
-    if used or (held and not (whole and held["dimension"].isdecimal() and held["epoch"].isdecimal())):
+    if used or (held and not (whole and all(held[name].isdecimal() for name in ("schema", "dimension", "epoch")))):
         raise CorruptHub(f"the table meta, which says what this hub is, is damaged ({held}): restore a backup")
     return held
 
@@ -180,13 +195,12 @@ def read_hub_id(path: Path) -> str:
     database = path / "hub.db"
     if not database.exists():
         raise InvalidRequest(f"{path} is no hub's directory: start one with `fedlab hub --data {path}`")
-    engine = schema.open_engine(database, "full", writer=False)
     try:
-        return read_identity(engine)["hub_id"]
-    except (sa.exc.DatabaseError, KeyError) as error:
+        with schema.look(database) as connection:
+            (hub_id,) = connection.execute("SELECT value FROM meta WHERE key = 'hub_id'").fetchone()
+            return str(hub_id)
+    except (sqlite3.Error, TypeError) as error:
         raise CorruptHub(f"{database} is damaged ({error}). {_WAY_BACK.format(path=path)}") from error
-    finally:
-        engine.dispose()
 
 
 def new_hub_id() -> str:
@@ -215,16 +229,11 @@ def write_meta(connection: sa.Connection, **values: str) -> None:
 
 
 def check_identity(held: dict[str, str], embedder: Embedder | str | None, path: Path) -> None:
-    """Whether this version, with this embedder, may open a hub.
+    """Whether a hub may be opened with this embedder.
 
     Raises:
         IncompatibleHub: If not.
     """
-    if held.get("schema") != str(schema.VERSION):
-        raise IncompatibleHub(
-            f"{path} has schema {held.get('schema')!r} and this fedlab reads {schema.VERSION}:"
-            " open it with the version of fedlab that wrote it"
-        )
     name = held["embedder"] if embedder is None else get_embedder(embedder).name
     if name != held["embedder"]:
         raise IncompatibleHub(
@@ -256,10 +265,10 @@ def read_head(engine: sa.Engine, path: Path) -> Head:
     return Head(last[0], held)
 
 
-def _check_pages(connection: sa.Connection, path: Path) -> None:
+def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
     """A file that lost its end is not noticed by SQLite until someone reads there."""
-    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-    size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    size = connection.execute("PRAGMA page_size").fetchone()[0]
     log = path.with_name(path.name + "-wal")
     if path.stat().st_size < pages * size and not (log.exists() and log.stat().st_size):
         raise CorruptHub(

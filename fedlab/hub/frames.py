@@ -8,9 +8,10 @@ from fedlab.hub import reading
 from fedlab.hub import verify as verifying
 from fedlab.hub.core import HubCore
 from fedlab.hub.values import Change, HubInfo, Stats, VerifyReport
-from fedlab.recall import Filter, check_count
+from fedlab.recall import Filter, check_count, check_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     import polars as pl
@@ -28,8 +29,11 @@ class FrameMethods(HubCore):
         task: str | None = None,
         agent_id: str | None = None,
         min_reward: float | None = None,
+        ids: Sequence[str] | None = None,
         after: int = 0,
         limit: int | None = None,
+        vectors: bool = False,
+        sources: bool = False,
     ) -> pl.DataFrame:
         """Live episodes, oldest first: the document's columns, `seq`, `expires_at` and `metadata` (JSON).
 
@@ -40,18 +44,25 @@ class FrameMethods(HubCore):
             task: Exactly this task.
             agent_id: Made by this agent.
             min_reward: Smallest reward.
+            ids: Only these, for example the `sources` of another; at most 10,000.
             after: Stored after this seq.
             limit: Most rows.
+            vectors: Whether there is a column `vector`.
+            sources: Whether there is a column `sources`.
         """
         if tenant_id is not None:
             self._require(tenant_id)
         where = Filter.of(min_reward, since, until, task, agent_id)
         after = check_count(after, "after")
         limit = None if limit is None else check_count(limit, "limit")
+        ids = None if ids is None else check_ids(ids)
         with self._reading() as connection:
-            return reading.episodes_frame(
-                connection, tenant_id, where, after=after, limit=limit, hidden=self._erased.under_way
+            frame = reading.episodes_frame(
+                connection, tenant_id, where, ids=ids, after=after, limit=limit, hidden=self._erased.under_way
             )
+            if vectors:
+                frame = reading.with_vectors(connection, frame, self.dimension)
+            return reading.with_sources(connection, frame) if sources else frame
 
     def agents(self, tenant_id: str | None = None, *, status: str | None = None) -> pl.DataFrame:
         """The registry: one row for each life, oldest first."""

@@ -13,7 +13,7 @@ from fedlab.hub.schema import agents, attic, changes, episodes, erasures, tenant
 from fedlab.hub.values import Change, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import polars as pl
 
@@ -38,18 +38,24 @@ def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors
         part = tuple(ids[start : start + _PARAMETERS])
         marks = f"({','.join('?' * len(part))})"
         rows = run(f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE id IN {marks}", part).fetchall()  # noqa: S608
-        sources: dict[int, list[str]] = {}
-        for number, source in run(
-            f"SELECT episode_id, source FROM episode_sources WHERE episode_id IN {marks}"  # noqa: S608
-            " ORDER BY episode_id, position",
-            part,
-        ):
-            sources.setdefault(number, []).append(source)
-        held: dict[int, bytes] = {}
-        if with_vectors:
-            held = dict(run(f"SELECT episode_id, vector FROM vectors WHERE episode_id IN {marks}", part))  # noqa: S608
+        sources = _by_number(run, _SOURCES, part)
+        vectors = _by_number(run, _VECTORS, part) if with_vectors else {}
         for row in rows:
-            found[row[0]] = _episode(row, sources.get(row[0], ()), held.get(row[0]))
+            found[row[0]] = _episode(row, sources.get(row[0], ()), vectors.get(row[0], (None,))[0])
+    return found
+
+
+_SOURCES = "SELECT episode_id, source FROM episode_sources WHERE episode_id IN ({}) ORDER BY episode_id, position"
+_VECTORS = "SELECT episode_id, vector FROM vectors WHERE episode_id IN ({})"
+
+
+def _by_number(run: Callable[..., Any], query: str, ids: Sequence[int]) -> dict[int, list[Any]]:
+    """What a query has of episodes, by their numbers."""
+    found: dict[int, list[Any]] = {}
+    for start in range(0, len(ids), _PARAMETERS):
+        part = tuple(ids[start : start + _PARAMETERS])
+        for number, value in run(query.format(",".join("?" * len(part))), part):
+            found.setdefault(number, []).append(value)
     return found
 
 
@@ -145,6 +151,7 @@ def episodes_frame(
     tenant_id: str | None,
     where: Filter,
     *,
+    ids: Sequence[str] | None,
     after: int,
     limit: int | None,
     hidden: Collection[str] = (),
@@ -156,6 +163,12 @@ def episodes_frame(
         conditions.append(c.tenant_id.not_in(hidden))
     if tenant_id is not None:
         conditions.append(c.tenant_id == tenant_id)
+    if ids is not None:
+        # By the log's unique index: an episode's number is the seq of the change that stored it.
+        stored = [changes.c.kind == sa.literal_column("'episode_stored'"), changes.c.subject.in_(ids)]
+        if tenant_id is not None:
+            stored.append(changes.c.tenant_id == tenant_id)
+        conditions.append(c.id.in_(sa.select(changes.c.seq).where(*stored)))
     if where.min_reward is not None:
         conditions.append(c.reward >= where.min_reward)
     if where.since is not None:
@@ -186,6 +199,25 @@ def episodes_frame(
         .limit(limit)
     )
     return _frame(connection, query)
+
+
+def with_vectors(connection: sa.Connection, frame: pl.DataFrame, dimension: int) -> pl.DataFrame:
+    """A frame of episodes with the column `vector`: as float32, in which the hub's float16 are exact."""
+    from fedlab._polars import pl  # imported when the first frame is asked for
+
+    held = _by_number(connection.exec_driver_sql, _VECTORS, frame["seq"].to_list())
+    packed = b"".join(held[number][0] for number in frame["seq"])
+    values = unpack_vector(packed).astype("<f4").reshape(-1, dimension)
+    return frame.with_columns(pl.Series("vector", values, pl.Array(pl.Float32, dimension)))
+
+
+def with_sources(connection: sa.Connection, frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame of episodes with the column `sources`: a list of ids."""
+    from fedlab._polars import pl  # imported when the first frame is asked for
+
+    held = _by_number(connection.exec_driver_sql, _SOURCES, frame["seq"].to_list())
+    values = [held.get(number, []) for number in frame["seq"]]
+    return frame.with_columns(pl.Series("sources", values, pl.List(pl.String)))
 
 
 def agents_frame(

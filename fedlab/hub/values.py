@@ -241,12 +241,41 @@ erasure {self.id} of hub {self.hub_id}
   removed: {self.episodes:,} episodes, {self.vectors:,} vectors, {self.sources:,} sources, {self.kept:,} kept contents,
            {self.holds:,} holds, {self.agents:,} lives of agents; emptied: {self.changes:,} rows of the log
   files: {self.pages:,} pages of hub.db overwritten where nothing referred to them, write-ahead log emptied,
-         index snapshot of the tenant and all cached embeddings deleted
+         index snapshot of the tenant, all cached embeddings and copies from before an upgrade deleted
   checked: no row of the log, of episodes, agents or kept contents in this scope is left
   remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again"""
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class TransferReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an export or an import did.
+
+    Args:
+        what: Which of the two it was.
+        path: The file.
+        tenant_id: Whose episodes, in the hub.
+        episodes: How many the file has.
+        new: How many of them an import stored.
+        known: How many the hub had already.
+        refused: Which the hub did not take, by id, and why: `forgotten`, `erased` or `other content`.
+    """
+
+    what: Literal["exported", "imported"]
+    path: str
+    tenant_id: str
+    episodes: int
+    new: int = 0
+    known: int = 0
+    refused: dict[str, str] = {}
+
+    def __str__(self) -> str:
+        line = f"{self.what} {self.episodes:,} episodes of tenant {self.tenant_id}: {self.path}"
+        if self.what == "exported":
+            return line
+        line += f"\n{self.new:,} are new, {self.known:,} were here, {len(self.refused):,} were refused"
+        return "\n".join([line, *(f"  {uid}: {why}" for uid, why in self.refused.items())])
 
 
 Frame = dict[str, list[Any]]

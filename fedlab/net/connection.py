@@ -5,22 +5,27 @@
 from __future__ import annotations
 
 import abc
+import asyncio
+import functools
 import secrets
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from fedlab.episode import Episode, to_vector
-from fedlab.errors import InvalidRequest
+from fedlab.errors import HubUnavailable, InvalidRequest
+from fedlab.hub import transfer
 from fedlab.net import protocol
-from fedlab.recall import Filter, check_k
+from fedlab.recall import Filter, check_ids, check_k
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -40,9 +45,12 @@ if TYPE_CHECKING:
         RetentionPreview,
         RetentionReport,
         Stats,
+        TransferReport,
         VerifyReport,
     )
     from fedlab.recall import RecallPolicy
+
+T = TypeVar("T")
 
 
 class HubConnection(abc.ABC):
@@ -166,12 +174,18 @@ class HubConnection(abc.ABC):
         task: str | None = None,
         agent_id: str | None = None,
         min_reward: float | None = None,
+        ids: Sequence[str] | None = None,
         after: int = 0,
         limit: int | None = None,
+        vectors: bool = False,
+        sources: bool = False,
     ) -> pl.DataFrame:
-        """Live episodes as a frame, oldest first."""
+        """Live episodes as a frame, oldest first; `vectors` and `sources` bring a column each."""
         where = msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id))
-        params = protocol.Episodes(tenant_id=tenant_id, after=after, limit=limit, **where)
+        wanted = None if ids is None else check_ids(ids)
+        params = protocol.Episodes(
+            tenant_id=tenant_id, ids=wanted, after=after, limit=limit, vectors=vectors, sources=sources, **where
+        )
         frame: pl.DataFrame = await self.call("episodes", params)
         return frame
 
@@ -267,6 +281,26 @@ class HubConnection(abc.ABC):
         frame: pl.DataFrame = await self.call("erasures", protocol.Params())
         return frame
 
+    async def export_tenant(self, tenant_id: str, path: str | Path) -> TransferReport:
+        """Write a tenant's live episodes to a file on this machine, `.parquet` or `.jsonl`."""
+        return await self._in_thread(transfer.export_tenant, tenant_id, path)
+
+    async def import_tenant(
+        self, path: str | Path, tenant_id: str | None = None, *, embed_again: bool = False
+    ) -> TransferReport:
+        """Store the episodes of an exported file on this machine; the token must allow to write for their agents."""
+        return await self._in_thread(transfer.import_tenant, path, tenant_id, embed_again=embed_again)
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Work that reads or writes files in a thread of its own, and this connection from there."""
+        waiting = _Waiting(self, asyncio.get_running_loop())
+        pool = ThreadPoolExecutor(1, "fedlab-transfer")
+        try:
+            return await waiting.loop.run_in_executor(pool, functools.partial(work, waiting, *args, **keywords))
+        finally:
+            waiting.ended = True
+            pool.shutdown(wait=False)
+
     async def __aenter__(self) -> Self:
         """Connect, so that a wrong address or token shows here."""
         await self.info()
@@ -284,6 +318,24 @@ class HubConnection(abc.ABC):
             for change in await self.watch(after, tenant_id=tenant_id):
                 after = change.seq
                 yield change
+
+
+class _Waiting:
+    """A connection's methods for another thread, where each waits for its answer."""
+
+    def __init__(self, connection: HubConnection, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.ended = False
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def wait(*args: Any, **keywords: Any) -> Any:
+            if self.ended:
+                raise HubUnavailable("whoever waited for this is gone")
+            work = getattr(self._connection, name)(*args, **keywords)
+            return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+        return wait
 
 
 def _episodes(episodes: Episode | Sequence[Episode]) -> list[Episode]:

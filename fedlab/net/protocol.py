@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from fedlab.episode import Episode, Memory, Vector
+from fedlab.episode import Episode, Memory, Vector, decode_vector, encode_vector
 from fedlab.errors import BY_CODE, FedlabError, InvalidEpisode, InvalidRequest
 from fedlab.hub.manifest import BackupManifest
 from fedlab.hub.values import (
@@ -31,7 +31,7 @@ from fedlab.hub.values import (
     VerifyReport,
 )
 from fedlab.net.tokens import Role
-from fedlab.recall import RecallPolicy
+from fedlab.recall import MAX_IDS, RecallPolicy
 
 if TYPE_CHECKING:
     import polars as pl
@@ -102,6 +102,7 @@ class Forget(ForTenant, frozen=True, kw_only=True):  # noqa: D101
 
 
 class Episodes(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    ids: Annotated[list[str], Meta(max_length=MAX_IDS)] | None = None
     since: Whole | None = None
     until: Whole | None = None
     task: str | None = None
@@ -109,6 +110,8 @@ class Episodes(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
     min_reward: float | None = None
     after: Whole = 0
     limit: Whole | None = None
+    vectors: bool = False
+    sources: bool = False
 
 
 class Agents(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
@@ -297,7 +300,7 @@ class Format(Generic[C]):
         self._encode = encoder.encode
         self._envelope = module.Decoder(_Envelope)
         self._reply = module.Decoder(_Reply)
-        self._params = {n: module.Decoder(m.params, dec_hook=_decode_vector) for n, m in METHODS.items()}
+        self._params = {n: module.Decoder(m.params, dec_hook=decode_vector) for n, m in METHODS.items()}
         self._results = {n: module.Decoder(m.result, dec_hook=_read_vector) for n, m in METHODS.items()}
 
     def encode(self, message: Request | Answer) -> bytes:
@@ -360,23 +363,6 @@ class Format(Generic[C]):
             raise InvalidRequest(f"this is no result of {method}: {_clean(str(error)):.300}") from None
 
 
-def _encode_vector(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.astype("<f2", copy=False).tobytes()
-    raise TypeError(f"no {type(value).__name__} travels on the wire")
-
-
-def _decode_vector(_type: Any, value: Any) -> Any:
-    if isinstance(value, str):
-        value = base64.b64decode(value, validate=True)
-    if isinstance(value, bytes):
-        return np.frombuffer(value, dtype="<f2")  # whoever takes it looks at what it holds
-    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
-        raise TypeError("a vector is float16 bytes (in JSON: base64) or a list of numbers")
-    with np.errstate(over="ignore"):
-        return np.array(value, dtype=np.float16)
-
-
 def _read_vector(_type: Any, value: Any) -> Any:
     # From the hub, which has checked it.
     return np.frombuffer(base64.b64decode(value) if isinstance(value, str) else value, dtype="<f2")
@@ -403,15 +389,26 @@ def _clean(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-MSGPACK = Format("fedlab.v1.msgpack", msgspec.msgpack.Encoder(enc_hook=_encode_vector), msgspec.msgpack, text=False)
-JSON = Format("fedlab.v1.json", msgspec.json.Encoder(enc_hook=_encode_vector), msgspec.json, text=True)
+MSGPACK = Format("fedlab.v1.msgpack", msgspec.msgpack.Encoder(enc_hook=encode_vector), msgspec.msgpack, text=False)
+JSON = Format("fedlab.v1.json", msgspec.json.Encoder(enc_hook=encode_vector), msgspec.json, text=True)
 FORMATS: dict[str, Format[Any]] = {form.subprotocol: form for form in (MSGPACK, JSON)}
 """By subprotocol, the preferred first."""
 
 
 def to_page(frame: pl.DataFrame) -> Page:
-    """Rows of a frame as data."""
-    return Page(frame.to_dict(as_series=False), {name: str(kind) for name, kind in frame.schema.items()})
+    """Rows of a frame as data; a vector as the bytes of its float16 numbers."""
+    from fedlab._polars import pl
+
+    columns = {
+        column.name: [encode_vector(row) for row in column.to_numpy()]
+        if isinstance(column.dtype, pl.Array)
+        else column.to_list()
+        for column in frame
+    }
+    return Page(columns, {name: str(kind) for name, kind in frame.schema.items()})
+
+
+_ARRAY = re.compile(r"Array\(Float32, shape=\((\d{1,5}),\)\)")
 
 
 def to_frame(pages: list[Page]) -> pl.DataFrame:
@@ -422,9 +419,17 @@ def to_frame(pages: list[Page]) -> pl.DataFrame:
     """
     from fedlab._polars import pl  # imported when the first frame is asked for
 
-    known = {str(kind): kind for kind in (pl.String, pl.Int64, pl.Float64, pl.Boolean)}
+    known = {str(kind): kind for kind in (pl.String, pl.Int64, pl.Float64, pl.Boolean, pl.List(pl.String))}
+
+    def series(name: str, values: list[Any], kind: str) -> pl.Series:
+        if array := _ARRAY.fullmatch(kind):
+            shape = (len(values), int(array[1]))
+            rows = np.array([_read_vector(None, value) for value in values], np.float32).reshape(shape)
+            return pl.Series(name, rows, pl.Array(pl.Float32, shape[1]))
+        return pl.Series(name, values, known[kind])
+
     try:
-        frames = [pl.DataFrame(page.columns, {n: known[kind] for n, kind in page.types.items()}) for page in pages]
-    except (KeyError, pl.exceptions.PolarsError, TypeError) as error:
+        frames = [pl.DataFrame([series(n, page.columns[n], kind) for n, kind in page.types.items()]) for page in pages]
+    except (KeyError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise InvalidRequest(f"this is no frame of a hub: {error}") from None
     return pl.concat(frames)

@@ -84,6 +84,8 @@ class SyncConnection:
     erase_agent = _blocking(HubConnection.erase_agent)
     erase_episodes = _blocking(HubConnection.erase_episodes)
     erasures = _blocking(HubConnection.erasures)
+    export_tenant = _blocking(HubConnection.export_tenant)
+    import_tenant = _blocking(HubConnection.import_tenant)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""
