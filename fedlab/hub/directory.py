@@ -171,6 +171,15 @@ def _look(path: Path) -> tuple[set[str], int]:
     return tables, int(held[0])
 
 
+def sync(path: Path) -> None:
+    """See to it that a directory's entries are on disk: what was deleted there does not come back."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def read_identity(engine: sa.Engine) -> dict[str, str]:
     """The rows of `meta`; empty for a hub that was just made.
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from fedlab.episode import new_id
 from fedlab.errors import HeldEpisodes, InvalidRequest, UnknownTenant
 from fedlab.hub import erasing, migrations, operations, wiping
+from fedlab.hub.directory import sync
 from fedlab.hub.erased import Erasure
 from fedlab.hub.log import name_hash
 from fedlab.hub.schema import agents, begin, episodes, erasures, holds
@@ -169,6 +170,7 @@ class Eraser:
 
     def _finish_files(self, erasure_id: str) -> int:
         migrations.delete_copies(self._directory.path)
+        sync(self._directory.path)
         pages = wiping.wipe(self._writer, self._directory.file)
         self._writer.run(lambda tx: _set(tx, erasure_id, pending=None, done_at=tx.now))
         return pages

@@ -16,6 +16,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from fedlab.errors import HubUnavailable
+from fedlab.hub.directory import sync
 from fedlab.hub.index import EXACT, TAIL, TenantIndex
 from fedlab.hub.log import Forgotten, Stored, unpack_vector
 from fedlab.hub.schema import begin, changes, episodes, vectors
@@ -147,9 +148,7 @@ class Indexes:
             self._write_manifest(msgspec.structs.replace(held, tenants=kept))
             for file in self.directory.glob(f"{_stem(tenant_id)}*"):
                 file.unlink()
-            folder = os.open(self.directory, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            sync(self.directory)
 
     def snapshot(self) -> None:
         """Write the graphs that changed to disk."""

@@ -112,6 +112,8 @@ def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
         hub.recall(T, f"{M} query")
         assert "hub.db-wal" in traces(tmp_path)
         before = table_rows(hub, "acme"), hub.recall("acme", V, k=99)
+        (tmp_path / "before-upgrade").mkdir()
+        (tmp_path / "before-upgrade/schema-1-change-1.db").write_text(M)
         report = hub.erase_tenant(T, reason="request 17", actor="officer")
         assert traces(tmp_path) == {}
         # What SQLite had of the pages in RAM does not come back either.
@@ -284,7 +286,7 @@ def fatal(*args):
 hub = Hub(sys.argv[1], embedder="hashing")
 ids = fill(hub, Random(4), tenant_id=T if scope == "tenant" else "acme", agent_id="b" if scope == "episodes" else A)
 setattr(owner, name, fatal)
-eraser.TURN = 0
+eraser.TURN, eraser.STEP = 0, 16
 if scope == "tenant":
     hub.erase_tenant(T, reason="r")
 elif scope == "agent":
