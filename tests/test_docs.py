@@ -27,7 +27,7 @@ def test_every_setting_metric_and_method_of_the_wire_is_documented():
         assert f"| `{setting.name}` |" in reference
         assert f"| {setting.help} |" in reference
     metrics = Metrics()
-    metrics.render(Stats(tenants=0, episodes=0, forgotten=0, agents=0, agents_alive=0, seq=0, bytes=0))
+    metrics.render(Stats(tenants=0, episodes=0, forgotten=0, agents=0, agents_alive=0, seq=0, bytes=0, kept=0))
     names = [*METHODS, *(metric.name for metric in metrics.collect())]
     assert [name for name in names if not re.search(rf"`{name}(_total)?`", reference)] == []
 

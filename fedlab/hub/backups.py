@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, InvalidRequest
 from fedlab.hub import schema
-from fedlab.hub.directory import Directory, open_database
+from fedlab.hub.directory import Directory, open_database, sync
 from fedlab.hub.erasing import export_ledger
 from fedlab.hub.log import MASK, REDACTED
 from fedlab.hub.manifest import (
@@ -209,15 +209,6 @@ def _write_rest(part: Path, path: Path, key: Path, manifest: BackupManifest, cha
         out.write(data.replace(NO_CHECKSUM.encode(), checksum.encode()))
     sync(part / MANIFEST)
     sync(part)
-
-
-def sync(path: Path) -> None:
-    """See to it that a file or a directory is on disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 # --- checking ------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def _look(path: Path) -> tuple[set[str], int]:
 
 
 def sync(path: Path) -> None:
-    """See to it that a directory's entries are on disk: what was deleted there does not come back."""
+    """See to it that a file is on disk, or a directory's entries: what was deleted there does not come back."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -112,11 +112,13 @@ def _episodes_of(connection: sa.Connection, erasure: Erasure) -> set[int]:
     gone = (
         sa.select(changes.c.seq)
         .outerjoin(episodes, episodes.c.id == changes.c.seq)
+        .outerjoin(attic, attic.c.id == changes.c.seq)
         .where(
             changes.c.tenant_id == tenant_id,
             changes.c.kind == "episode_stored",
             changes.c.actor == agent_id,
             episodes.c.id.is_(None),
+            attic.c.id.is_(None),
         )
     )
     found = {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 
@@ -106,7 +107,7 @@ def table_rows(hub: Hub, tenant_id: str) -> dict[str, list[tuple]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
-    with Hub(tmp_path, embedder="hashing") as hub:
+    with Hub(tmp_path, embedder="hashing", keep_forgotten=timedelta(days=1)) as hub:
         fill(hub, Random(seed))
         hub.put(Episode(tenant_id=T, agent_id=A, task=M, input="embedded", output="", reward=1))
         hub.recall(T, f"{M} query")
@@ -194,7 +195,7 @@ def test_nothing_shows_an_erased_tenant_any_more_and_its_name_is_free(hub):
 
 
 def test_an_erased_agent_is_in_no_byte_of_any_file_and_the_others_are_whole(tmp_path):
-    with Hub(tmp_path, embedder="hashing") as hub:
+    with Hub(tmp_path, embedder="hashing", keep_forgotten=timedelta(days=1)) as hub:
         hub.set_retention("acme", MinReward(0.1), actor=A)  # it made the tenant
         fill(hub, Random(2), tenant_id="acme")
         stays = Episode(tenant_id="acme", agent_id="b", task="t", input="", output="stays", reward=1, vector=-V)
@@ -207,7 +208,7 @@ def test_an_erased_agent_is_in_no_byte_of_any_file_and_the_others_are_whole(tmp_
         report = hub.erase_agent("acme", A, reason="request 18")
         assert traces(tmp_path) == {}
         assert hub.verify().ok, hub.verify()
-        assert report.agents == 1
+        assert (report.agents, report.kept) == (1, 10)
         assert hub.stats("acme").agents_alive == alive - 1
         assert hub.episodes("acme", agent_id="b").rows() == episodes
         assert hub.episodes("acme", agent_id=A).is_empty()
@@ -221,7 +222,7 @@ def test_an_erased_agent_is_in_no_byte_of_any_file_and_the_others_are_whole(tmp_
 
 
 def test_erased_episodes_are_in_no_byte_of_any_file_live_or_forgotten(tmp_path):
-    with Hub(tmp_path, embedder="hashing") as hub:
+    with Hub(tmp_path, embedder="hashing", keep_forgotten=timedelta(days=1)) as hub:
         ids = fill(hub, Random(3), tenant_id="acme", agent_id="b")
         cites = Episode(
             tenant_id="acme", agent_id="b", task="t", input="", output="", reward=1, sources=["plain-0"], vector=-V
