@@ -127,7 +127,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     tenants: int
     episodes: int
     forgotten: int
-    kept: int
+    kept: int = 0
     agents: int
     agents_alive: int
     seq: int
