@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,9 +39,6 @@ MAX_NOTE = 1_000
 """Longest reason or actor in the change log, in characters."""
 MAX_DEPTH = 100
 """Deepest nesting of metadata."""
-BATCH_EPISODES = 500
-BATCH_BYTES = 1 << 20
-"""A message of episodes ends before it grows over this; an episode that is larger travels alone."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -269,31 +266,6 @@ def decode_vector(_type: object, value: Any) -> Vector:
         raise TypeError("a vector is float16 bytes (in JSON: base64) or a list of numbers")
     with np.errstate(over="ignore"):
         return np.array(value, dtype=np.float16)
-
-
-def batches(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
-    """Cut episodes into lists that fit a message, in order; nothing for no episodes."""
-    batch: list[Episode] = []
-    room = BATCH_BYTES
-    for episode in episodes:
-        size = size_in_message(episode)
-        if batch and (size > room or len(batch) == BATCH_EPISODES):
-            yield batch
-            batch, room = [], BATCH_BYTES
-        batch.append(episode)
-        room -= size
-    if batch:
-        yield batch
-
-
-def size_in_message(episode: Episode) -> int:
-    """Bytes of an episode in a message, rather too many than too few."""
-    texts = [episode.task, episode.input, episode.output]
-    if episode.metadata:
-        texts.append(metadata_json(episode.metadata))
-    size = 400 + 70 * len(episode.sources) + sum(len(each) if each.isascii() else 4 * len(each) for each in texts)
-    # As base64, which is the longer of the two forms.
-    return size if episode.vector is None else size + episode.vector.nbytes * 4 // 3
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlab.agent.memory import LocalMemory
 from fedlab.agent.values import SyncReport
-from fedlab.episode import batches
+from fedlab.batches import batches
 from fedlab.errors import AgentExpired, HubUnavailable, IdConflict, InvalidRequest
 
 if TYPE_CHECKING:

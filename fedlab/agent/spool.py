@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fedlab.agent.transport import open_connection
-from fedlab.episode import Episode, batches, decode_vector, encode_vector
+from fedlab.batches import batches
+from fedlab.episode import Episode, decode_vector, encode_vector
 from fedlab.errors import FedlabError, IdConflict, InvalidRequest
 
 if TYPE_CHECKING:

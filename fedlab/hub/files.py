@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 import numpy as np
 
-from fedlab.episode import Episode, decode_vector, encode_vector, metadata_json, size_in_message
+from fedlab.batches import size_in_message
+from fedlab.episode import Episode, decode_vector, encode_vector, metadata_json
 from fedlab.errors import FedlabError, InvalidRequest
 from fedlab.hub.log import content_of, episode_hash, vector_hash
 

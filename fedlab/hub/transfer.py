@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from fedlab.episode import Episode, batches, check_name
+from fedlab.batches import batches
+from fedlab.episode import Episode, check_name
 from fedlab.errors import FedlabError, IdConflict, IncompatibleHub, UnknownTenant
 from fedlab.hub import files
 from fedlab.hub.core import HubCore
