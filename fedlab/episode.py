@@ -207,6 +207,23 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
         return hash((self.tenant_id, self.id))
 
 
+class StoredEpisode(Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True):
+    """An episode as a hub gives it: it was checked when it was stored, and is not checked again.
+
+    What is made of one with other values is checked when it is put into a hub.
+    """
+
+    def __post_init__(self) -> None:
+        pass
+
+
+if TYPE_CHECKING:
+    FromHub: TypeAlias = Episode
+else:
+    FromHub = StoredEpisode
+"""How what comes from a hub is read: to its users it is an `Episode`."""
+
+
 class Memory(msgspec.Struct, frozen=True):
     """An episode as it was recalled; the episode's fields can be read directly: `memory.output`.
 
@@ -216,7 +233,7 @@ class Memory(msgspec.Struct, frozen=True):
         score: What the recall policy ranked it by; larger is better.
     """
 
-    episode: Episode
+    episode: FromHub
     similarity: float
     score: float
 

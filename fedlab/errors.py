@@ -8,13 +8,14 @@ FedlabError
 ├── UnknownTenant           nothing was ever stored for this tenant
 ├── AuthenticationError     no token, or one that is forged, expired or for another hub
 ├── PermissionDenied        a good token that does not allow this
+├── HeldEpisodes            episodes that are held would have been forgotten or erased
 ├── QuotaExceeded           a limit of the hub was reached
 ├── HubUnavailable          the hub cannot be reached, is closed, or did not answer in time
 ├── HubLocked               another process has this hub directory open
 ├── NotPrimary              a replica was asked to write
 ├── IncompatibleHub         the directory was made by another schema or embedder
 ├── CorruptHub              the database is damaged
-├── AgentExpired            the agent's lifetime is over, or it was destroyed
+├── AgentExpired            the agent's lifetime is over, or it was destroyed or erased
 └── UnsyncedEpisodes        an agent died with episodes that the hub does not have
 """
 
@@ -65,7 +66,8 @@ class InvalidVector(InvalidRequest):
 class IdConflict(FedlabError):
     """The id is taken; `details["ids"]` lists the ids concerned, and nothing was changed.
 
-    `details["forgotten"]` is true where the episode was stored once and then forgotten.
+    `details["forgotten"]` is true where the episode was stored once and then forgotten or erased, `details["erased"]`
+    where it was erased.
     """
 
     code = "id_conflict"
@@ -97,6 +99,12 @@ class PermissionDenied(FedlabError):
     """A good token that does not allow this."""
 
     code = "permission_denied"
+
+
+class HeldEpisodes(FedlabError):
+    """Held episodes would have been forgotten or erased; `details["ids"]` lists them, and nothing was changed."""
+
+    code = "held_episodes"
 
 
 class QuotaExceeded(FedlabError):
@@ -136,7 +144,7 @@ class CorruptHub(FedlabError):
 
 
 class AgentExpired(FedlabError):
-    """The agent's lifetime is over, or it was destroyed."""
+    """The agent's lifetime is over, or it was destroyed, or erased with what it had learned (`details["erased"]`)."""
 
     code = "agent_expired"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import signal
 import sqlite3
@@ -178,7 +179,10 @@ def test_an_operating_system_that_refuses_is_a_sentence_too(run: Run):
     assert "/proc/lab" in result.err
 
 
-def test_a_failed_start_does_not_keep_the_next_one_from_working(run: Run, tmp_path: Path):
+def test_a_failed_start_does_not_keep_the_next_one_from_working(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it is looked for on the internet for a minute
     failed = run("hub", "--data", tmp_path / "lab", "--embedder", "no/such-model")
     assert failed.code == 1
     assert "fedlab: the embedder 'no/such-model' could not be loaded" in failed.err
@@ -345,3 +349,35 @@ def test_two_hubs_share_neither_a_directory_nor_a_port(run: Run, running: HubPro
     assert other.code == 1
     assert "address already in use" in other.err
     assert "hub.pid" not in [path.name for path in (tmp_path / "other").iterdir()], "the directory was let go of"
+
+
+# --- erasing ---------------------------------------------------------------------------------------------------
+
+
+def test_a_tenant_is_erased_once_its_name_was_typed_and_the_ledger_tells(
+    run: Run, lab: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for typed, code in (("globex\n", 1), ("", 1), ("acme\n", 0)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        done = run("erase", lab, "--tenant", "acme", "--reason", "request 17")
+        assert done.code == code
+    assert "5 episodes" in done.out
+    ledger = run("erasures", lab)
+    assert "tenant" in ledger.out
+    assert "by local (request 17)" in ledger.out
+    assert "acme" not in ledger.out
+    (row,) = map(json.loads, run("erasures", lab, "--json").out.splitlines())
+    assert (row["scope"], row["episodes"]) == ("tenant", 5)
+    assert run("erase", lab, "--tenant", "acme", "--reason", "r", "--yes").code == 1
+    assert "globex" in run("stats", lab).out
+
+
+def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: HubProcess, episode: Make):
+    with fedlab.connect_sync(running.url) as hub:
+        hub.put([episode(1, id="x1", agent_id="zed"), episode(2, id="x2"), episode(3, id="x3")])
+    options = ("--tenant", "acme", "--reason", "r", "--yes")
+    assert run("erase", running.data, *options, "--agent", "zed", "--id", "x2").code == 2
+    assert "1 episodes" in run("erase", running.data, *options, "--agent", "zed").out
+    assert "2 episodes" in run("erase", running.url, *options, "--id", "x2", "--id", "x3").out
+    assert run("erase", running.url, *options, "--id", "x2").code == 1
+    assert run("erasures", running.url).out.count("\n") == 2

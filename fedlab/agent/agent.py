@@ -93,9 +93,10 @@ class EphemeralAgent:
         self._recalled: dict[str, None] = {}
         self._recall_used = False
         self._works: set[asyncio.Timeout] = set()
-        self._ending: asyncio.Task[UnsyncedEpisodes | None] | None = None
+        self._ending: asyncio.Task[FedlabError | None] | None = None
         self._how: Ending | None = None
         self._told = False
+        self._erased: AgentExpired | None = None
         self._left: list[Episode] = []
         self._timer = clock.call_at(expires_at, self._expire)
 
@@ -151,15 +152,12 @@ class EphemeralAgent:
                 embedded = getattr(connection, "hub", None)
                 time: Clock = clock or getattr(embedded, "clock", None) or SystemClock()
                 expires_at = time.now() + max(1, round(lifetime * 1000))
-                # RAM is empty: whatever seq this is, no change after it is missed.
-                info, _ = await asyncio.gather(
-                    connection.info(), connection.spawn_agent(tenant_id, name, lifetime=lifetime)
-                )
+                life = await connection.begin_life(tenant_id, name, lifetime=lifetime)
             except BaseException:
                 if owned:
                     await connection.close()
                 raise
-            session = Session(connection, owned, info, tenant_id, name, time, pull_limit)
+            session = Session(connection, owned, life.hub, tenant_id, name, time, pull_limit)
             return cls(
                 session,
                 tenant_id,
@@ -328,10 +326,15 @@ class EphemeralAgent:
         Raises:
             HubUnavailable: If the hub is away; nothing is lost, and the agent goes on.
             IdConflict: If the hub has another episode of the same id; nothing is lost.
-            AgentExpired: If the agent's life is over.
+            AgentExpired: If the agent's life is over: also because the hub erased it or its tenant. Then what is
+                in RAM goes too, and the error says how many unsynced episodes went with it.
         """
         self._check_alive()
-        return await self._session.sync()
+        try:
+            return await self._session.sync()
+        except AgentExpired:
+            await self.destroy()
+            raise self._expired() from None
 
     async def execute(self, work: Callable[..., Any], *args: Any) -> Any:
         """Sync, do the work, sync again, also when the work fails or is cancelled.
@@ -377,7 +380,8 @@ class EphemeralAgent:
             try:
                 await self.sync_with_hub()
             except AgentExpired:
-                pass
+                if self._erased is not None:
+                    raise
             except HubUnavailable:
                 if self.unsynced:
                     raise
@@ -392,6 +396,7 @@ class EphemeralAgent:
         Raises:
             UnsyncedEpisodes: If the hub could not be reached and there is no spool: the episodes are in the
                 error, and in `unsynced_episodes`. It is raised once.
+            AgentExpired: If the hub erased the agent or its tenant, and unsynced episodes went with it. Raised once.
         """
         told = self._told
         expired = self._clock.now() >= self.expires_at
@@ -408,16 +413,16 @@ class EphemeralAgent:
             work.reschedule(loop.time())
         self._works.clear()
 
-    def _end(self, ending: Ending) -> asyncio.Task[UnsyncedEpisodes | None]:
+    def _end(self, ending: Ending) -> asyncio.Task[FedlabError | None]:
         if self._ending is None:
             self._timer.cancel()
             self._how = ending
             self._ending = asyncio.get_running_loop().create_task(self._finish(ending))
         return self._ending
 
-    async def _finish(self, ending: Ending) -> UnsyncedEpisodes | None:
+    async def _finish(self, ending: Ending) -> FedlabError | None:
         failure: BaseException | None = None
-        error: UnsyncedEpisodes | None = None
+        error: FedlabError | None = None
         try:
             async with asyncio.timeout(LAST_CHANCE):
                 await self._session.sync(ending)
@@ -430,11 +435,17 @@ class EphemeralAgent:
             await self._session.close()
         return error
 
-    def _bury(self, failure: BaseException | None) -> UnsyncedEpisodes | None:
+    def _bury(self, failure: BaseException | None) -> FedlabError | None:
         """Free the RAM; what the hub does not have goes to the spool, or into the error."""
         left = self._memory.unsynced
         self._session.free()
         self._recalled.clear()
+        if isinstance(failure, AgentExpired):
+            # It belongs to what was erased: a spool, or whoever gets the error, would bring it back.
+            lost = f"; {len(left)} unsynced episodes went with it" if left else ""
+            self._erased = AgentExpired(f"{failure.message}{lost}", erased=True, lost=len(left))
+            log.warning("%s", self._erased)
+            return self._erased if left else None
         if not left:
             if failure is not None:
                 log.info("agent %s ended without a goodbye: %s", self.session_id, failure)
@@ -463,6 +474,9 @@ class EphemeralAgent:
             raise self._expired()
 
     def _expired(self) -> AgentExpired:
+        if self._erased is not None:
+            self._told = True
+            return AgentExpired(self._erased.message, **self._erased.details)
         how = "was destroyed" if self._how == "destroyed" else "is at the end of its lifetime"
         return AgentExpired(f"agent {self.session_id!r} {how}: spawn another, the hub remembers what it learned")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedlab.episode import Episode, Memory, Vector, to_vector
+from fedlab.hub.log import erased_id
 from fedlab.recall import best
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class LocalMemory:
         self._created_at: dict[str, int] = {}  # of episodes whose time the hub has yet to set
         self._vectors: dict[str, Vector] = {}  # by text: of queries, and of episodes that brought none
         self._forgotten: set[str] = set()
+        self._erased: set[str] = set()  # hashes of ids of this tenant
+        self._tenant_id = ""
         self._columns: dict[bool, _Columns] = {}  # what `search` made of the episodes; emptied at each change
 
     def __len__(self) -> int:
@@ -86,7 +89,7 @@ class LocalMemory:
         before = len(self._episodes)
         for episode in episodes:
             # An unsynced one stays as it is: it may be pushed again, and must be the same then.
-            if episode.id not in self._forgotten and episode.id not in self._unsynced:
+            if episode.id not in self._unsynced and not self.is_forgotten(episode.id):
                 self._episodes[episode.id] = episode
         self._columns.clear()
         return len(self._episodes) - before
@@ -102,14 +105,23 @@ class LocalMemory:
         self._columns.clear()
         return before - len(self._episodes)
 
+    def erase(self, tenant_id: str, hashes: Iterable[str]) -> int:
+        """As `release`, of episodes of which the hub has but the hashes of their ids: it erased them."""
+        self._tenant_id = tenant_id
+        self._erased.update(hashes)
+        return self.release([each for each in self._episodes if self.is_forgotten(each)]) if self._erased else 0
+
     def clear(self) -> None:
         """Free the RAM."""
-        for each in (self._episodes, self._unsynced, self._created_at, self._vectors, self._forgotten, self._columns):
+        pools = (self._episodes, self._unsynced, self._created_at, self._vectors, self._columns)
+        for each in (*pools, self._forgotten, self._erased):
             each.clear()
 
     def is_forgotten(self, episode_id: str) -> bool:
-        """Whether the hub is known to have forgotten the episode."""
-        return episode_id in self._forgotten
+        """Whether the hub is known to have forgotten or erased the episode."""
+        if episode_id in self._forgotten:
+            return True
+        return bool(self._erased) and erased_id(self._tenant_id, episode_id) in self._erased
 
     def vector_of(self, text: str) -> Vector | None:
         """The vector of a text, where it was learned."""

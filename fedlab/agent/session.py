@@ -15,7 +15,7 @@ import numpy as np
 from fedlab.agent.memory import LocalMemory
 from fedlab.agent.transport import batches
 from fedlab.agent.values import SyncReport
-from fedlab.errors import HubUnavailable, IdConflict, InvalidRequest
+from fedlab.errors import AgentExpired, HubUnavailable, IdConflict, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -67,6 +67,7 @@ class Session:
         self._given = 0  # episodes that the hub gave, and has not counted yet
         self._lock = asyncio.Lock()
         self._closed = False
+        self._over: AgentExpired | None = None
 
     async def recall(self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter) -> list[Memory]:
         """The k best memories of hub and RAM together; of RAM alone while the hub is away."""
@@ -132,11 +133,16 @@ class Session:
         """Push and pull, one sync at a time.
 
         With `ending`, the last push ends the life, and what conflicts stays unsynced instead of being raised.
+
+        Raises:
+            AgentExpired: If the hub erased the agent or its tenant; also when it is asked again.
         """
         pushed = pulled = forgotten = 0
         refused: set[str] = set()
         async with self._lock:
             while True:
+                if self._over is not None:
+                    raise self._over
                 waiting = [each for each in self.memory.unsynced if each.id not in refused]
                 batch = next(batches(waiting), [])
                 last = len(batch) == len(waiting)
@@ -151,6 +157,9 @@ class Session:
                         ending=ending if last else None,
                         recalled=given,
                     )
+                except AgentExpired as over:
+                    self._over = over
+                    continue
                 except IdConflict as conflict:
                     concerned = set(conflict.ids) & {each.id for each in batch}
                     if conflict.forgotten and concerned:
@@ -165,6 +174,7 @@ class Session:
                 pushed += self.memory.confirm(each.id for each in batch)
                 pulled += self.memory.hold(delta.stored)
                 forgotten += self.memory.release(delta.forgotten)
+                forgotten += self.memory.erase(self._tenant_id, delta.erased)
                 if last:
                     return SyncReport(pushed=pushed, pulled=pulled, forgotten=forgotten, seq=self._seq)
 

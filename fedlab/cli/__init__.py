@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedlab.cli import (
+    erasure,  # noqa: F401
     looking,  # noqa: F401
     serving,  # noqa: F401 - each adds its commands to the app, in this order
 )

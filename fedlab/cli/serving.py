@@ -66,8 +66,13 @@ def hub_command(
 
 
 async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
+    from threadpoolctl import threadpool_limits
+
     from fedlab.net import serve
 
+    # A product of a matrix and a vector is too short to share: threads that wait for the next one in a busy loop
+    # took more time than all the rest of a recall.
+    threadpool_limits(1, user_api="blas")
     async with serve(data, host, port, **options) as server:
         info = server.hub.info()
         logger.info("hub %s at %s, data in %s, change %d", info.hub_id, server.url, data, info.seq)

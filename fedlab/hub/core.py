@@ -17,6 +17,8 @@ from fedlab.episode import check_name
 from fedlab.errors import HubUnavailable, UnknownTenant
 from fedlab.hub import reading, schema
 from fedlab.hub.directory import Directory, check_identity, open_database, read_head, read_identity, write_identity
+from fedlab.hub.erased import Erased
+from fedlab.hub.eraser import Eraser
 from fedlab.hub.indexes import Indexes
 from fedlab.hub.leases import Leases
 from fedlab.hub.writer import Writer
@@ -69,6 +71,9 @@ class HubCore:
             undo.callback(self._embedding.close)
             self._indexes = Indexes(self._read_engine, self.path / "index", self._identity["embedder"], self.dimension)
             self._start(lease, max_agents_per_tenant)
+            undo.callback(self._writer.close)
+            # What was being erased when the hub was last killed is erased before anyone can ask for it.
+            self._eraser.finish()
             undo.pop_all()
 
     def _identify(self, embedder: Embedder | str | None) -> dict[str, str]:
@@ -82,9 +87,19 @@ class HubCore:
         head = read_head(self._write_engine, self._directory.database)
         with self._reading() as connection:
             self._tenants: set[str] = set(connection.scalars(sa.select(schema.tenants.c.tenant_id)))
+            self._erased = Erased.read(connection)
             alive = reading.living_agents(connection)
         self._leases = Leases(self.clock, lease, max_agents_per_tenant, alive)
-        self._writer = Writer(self._write_engine, self.clock, head, self._tenants, self._committed)
+        self._writer = Writer(self._write_engine, self.clock, head, self._tenants, self._erased, self._committed)
+        self._eraser = Eraser(
+            self._writer,
+            self._read_engine,
+            self._directory,
+            self._indexes,
+            self._embedding,
+            self._erased,
+            self._identity["hub_id"],
+        )
         if head.seq == 0:
             hub_id = self._identity["hub_id"]
             self._writer.run(lambda tx: tx.log("hub_created", "", hub_id, "hub"))
@@ -131,6 +146,12 @@ class HubCore:
 
     def _committed(self, tx: Transaction) -> None:
         """Feed the consumers of the log; in the writer thread, before anyone is answered."""
+        for erasure in tx.begun:
+            if erasure.scope == "tenant":
+                self._tenants.discard(erasure.tenant_id)
+                self._changed_at.pop(erasure.tenant_id, None)
+            self._erased.begin(erasure, tx.now)
+            self._leases.end_all(erasure.tenant_id, erasure.agent_id)
         self._indexes.apply(tx.events)
         self._changed_at.update(dict.fromkeys(tx.touched, tx.head.seq))
         for listener in self._listeners:
@@ -154,6 +175,12 @@ class HubCore:
         self._require_open()
         check_name(tenant_id, "tenant_id")
         if tenant_id not in self._tenants:
+            if self._erased.whole(tenant_id):
+                raise UnknownTenant(
+                    f"tenant {tenant_id!r} was erased, and nothing was stored under this name since",
+                    tenant_id=tenant_id,
+                    erased=True,
+                )
             raise UnknownTenant(
                 f"nothing was ever stored for tenant {tenant_id!r}: is the name spelled right?", tenant_id=tenant_id
             )

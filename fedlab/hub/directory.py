@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from fedlab.embedding import get_embedder
 from fedlab.errors import CorruptHub, HubLocked, IncompatibleHub, InvalidRequest
 from fedlab.hub import schema
-from fedlab.hub.log import Head, chain_hash, row_hash
+from fedlab.hub.log import Head, chain_hash, own_hash
 
 if TYPE_CHECKING:
     from fedlab.embedding import Embedder
@@ -46,6 +46,7 @@ class Directory:
 
     def __init__(self, path: str | Path) -> None:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._file: int | None = None
         if str(path) == MEMORY:
             shm = Path("/dev/shm")  # noqa: S108 - a fresh private directory is made inside
             where = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
@@ -76,12 +77,26 @@ class Directory:
         """The SQLite file."""
         return self.path / "hub.db"
 
+    @property
+    def file(self) -> int:
+        """The SQLite file, open for reading and writing.
+
+        It stays open until `close`, after the engines: whoever closes a file loses all locks that the process has on
+        it (POSIX), SQLite's too.
+        """
+        if self._file is None:
+            self._file = os.open(self.database, os.O_RDWR)
+        return self._file
+
     def bytes(self) -> int:
         """Size of all files."""
         return sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
 
     def close(self) -> None:
         """Give the lock back, and remove what lived in memory; idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
         if self._lock.is_locked:
             (self.path / "hub.pid").unlink(missing_ok=True)
             self._lock.release()
@@ -222,7 +237,7 @@ def read_head(engine: sa.Engine, path: Path) -> Head:
         return Head(0, b"")
     *last, held = rows[0]
     before = rows[1][-1] if len(rows) == 2 else b""
-    if chain_hash(before, row_hash(last)) != held:
+    if chain_hash(before, own_hash(last)) != held:
         raise CorruptHub(
             f"{path}: change {last[0]} does not follow from the one before it, so the log is damaged. "
             + _WAY_BACK.format(path=path.parent)

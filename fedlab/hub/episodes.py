@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fedlab.episode import Episode, Memory, check_note, to_vector
 from fedlab.errors import InvalidRequest
 from fedlab.hub import operations, reading
@@ -167,11 +169,13 @@ class EpisodeMethods(HubCore):
         if not isinstance(episodes, (Episode, Iterable)):
             raise InvalidRequest(f"an Episode or a sequence of them is wanted, not {episodes!r:.80}")
         batch = [episodes] if isinstance(episodes, Episode) else list(episodes)
-        for episode in batch:
+        for position, episode in enumerate(batch):
             if not isinstance(episode, Episode):
                 raise InvalidRequest(f"an Episode is wanted, not {type(episode).__name__} {episode!r:.80}")
             if episode.vector is not None and len(episode.vector) != self.dimension:
                 to_vector(episode.vector, self.dimension)  # raises, and says why
+            if type(episode) is not Episode:
+                batch[position] = Episode(**msgspec.structs.asdict(episode))
         return batch
 
     def _embedded(self, batch: list[Episode], submit: Callable[[list[Vector]], Future[Any]]) -> Future[Any]:

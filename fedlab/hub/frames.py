@@ -49,14 +49,16 @@ class FrameMethods(HubCore):
         after = check_count(after, "after")
         limit = None if limit is None else check_count(limit, "limit")
         with self._reading() as connection:
-            return reading.episodes_frame(connection, tenant_id, where, after=after, limit=limit)
+            return reading.episodes_frame(
+                connection, tenant_id, where, after=after, limit=limit, hidden=self._erased.under_way
+            )
 
     def agents(self, tenant_id: str | None = None, *, status: str | None = None) -> pl.DataFrame:
         """The registry: one row for each life, oldest first."""
         if tenant_id is not None:
             self._require(tenant_id)
         with self._reading() as connection:
-            return reading.agents_frame(connection, tenant_id, status)
+            return reading.agents_frame(connection, tenant_id, status, self._erased.under_way)
 
     def tenants(self) -> pl.DataFrame:
         """The tenants with their numbers, by name."""
@@ -78,7 +80,9 @@ class FrameMethods(HubCore):
         after = check_count(after, "after")
         limit = None if limit is None else check_count(limit, "limit")
         with self._reading() as connection:
-            return reading.read_changes(connection, after, tenant_id=tenant_id, kind=kind, limit=limit)
+            return reading.read_changes(
+                connection, after, tenant_id=tenant_id, kind=kind, limit=limit, hidden=self._erased.under_way
+            )
 
     def info(self) -> HubInfo:
         """Who the hub is."""

@@ -1,16 +1,17 @@
 """The `Hub`: the persistent memory of many tenants, embedded. Its methods are in the modules beside this one:
-`episodes.py`, `registry.py`, `frames.py`, `retaining.py`; how it opens and closes is in `core.py`.
+`episodes.py`, `registry.py`, `frames.py`, `retaining.py`, `erasure.py`; how it opens and closes is in `core.py`.
 """
 
 from __future__ import annotations
 
 from fedlab.episode import Episode  # noqa: F401 - for the docstring
+from fedlab.hub.erasure import ErasureMethods
 from fedlab.hub.frames import FrameMethods
 from fedlab.hub.registry import AgentMethods
 from fedlab.hub.retaining import RetentionMethods
 
 
-class Hub(AgentMethods, FrameMethods, RetentionMethods):
+class Hub(AgentMethods, FrameMethods, RetentionMethods, ErasureMethods):
     """Keeps every episode of every tenant until someone asks for it to be forgotten.
 
     All methods are thread-safe, and what was written before a call began is seen by it. Writes are durable

@@ -131,6 +131,26 @@ class Indexes:
                 with self._lock:
                     self._slots.pop(tenant_id, None)
 
+    def drop(self, tenant_id: str) -> None:
+        """Let go of a tenant's index and its snapshot, byte for byte: the next `get` makes another from the database.
+
+        Removed vectors stay in a saved graph, and a search under way keeps the index that it has.
+        """
+        with self._lock:
+            self._slots.pop(tenant_id, None)
+        with self._manifest_lock:
+            if not self.directory.exists():
+                return
+            held = self.manifest()
+            kept = {name: snapshot for name, snapshot in held.tenants.items() if name != tenant_id}
+            # Always: the file that is there may be damaged, and name the tenant all the same.
+            self._write_manifest(msgspec.structs.replace(held, tenants=kept))
+            for file in self.directory.glob(f"{_stem(tenant_id)}*"):
+                file.unlink()
+            folder = os.open(self.directory, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+
     def snapshot(self) -> None:
         """Write the graphs that changed to disk."""
         with self._lock:
@@ -138,7 +158,7 @@ class Indexes:
         for tenant_id, slot in slots.items():
             if slot.index is not None and slot.index.view.graph is not None:
                 try:
-                    self._save(tenant_id, slot.index)
+                    self._save(tenant_id, slot)
                 except OSError as error:
                     logger.warning("the index of %r could not be written (%s); it is rebuilt", tenant_id, error)
 
@@ -254,14 +274,15 @@ class Indexes:
             checksum = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
         return "" if checksum == snapshot.checksum else "does not match its checksum"
 
-    def _save(self, tenant_id: str, index: TenantIndex) -> None:
+    def _save(self, tenant_id: str, slot: _Slot) -> None:
         """One graph to disk: temporary file, sync, rename; then the manifest, in the same way."""
-        graph = index.view.graph
-        assert graph is not None
-        stem = hashlib.blake2b(tenant_id.encode(), digest_size=12).hexdigest()
+        stem = _stem(tenant_id)
         with self._manifest_lock:
+            view = slot.index.view if slot.index is not None else None
+            graph = view.graph if view is not None else None
+            if view is None or graph is None or self._slots.get(tenant_id) is not slot:
+                return  # dropped meanwhile
             self.directory.mkdir(exist_ok=True)
-            view = index.view
             seq = int(view.ids[view.first - 1]) if view.first else 0
             held = self.manifest()
             old = held.tenants.get(tenant_id)
@@ -279,15 +300,18 @@ class Indexes:
                 chain = _chain_at(connection, seq)
             snapshot = Snapshot(file=name, seq=seq, checksum=checksum, rows=len(graph), chain=chain)
             manifest = msgspec.structs.replace(held, tenants={**held.tenants, tenant_id: snapshot})
-            new = self.directory / "manifest.json.new"
-            with new.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.directory / "manifest.json")
+            self._write_manifest(manifest)
             for other in self.directory.glob(f"{stem}-*.usearch"):
                 if other.name != name:
                     other.unlink()
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        new = self.directory / "manifest.json.new"
+        with new.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.directory / "manifest.json")
 
     def _tend(self, tenant_id: str, slot: _Slot) -> None:
         """Have the background thread move a long tail into the graph, or rebuild after much forgetting."""
@@ -320,11 +344,16 @@ class Indexes:
                 saved = self.manifest().tenants.get(tenant_id)
                 graph = index.view.graph
                 if graph is not None and len(graph) > 1.5 * (saved.rows if saved else 0):
-                    self._save(tenant_id, index)
+                    self._save(tenant_id, slot)
             except Exception:
                 logger.exception("the index of %r could not be tended; exact search goes on", tenant_id)
             finally:
                 slot.queued = False
+
+
+def _stem(tenant_id: str) -> str:
+    """How the names of a tenant's files begin."""
+    return hashlib.blake2b(tenant_id.encode(), digest_size=12).hexdigest()
 
 
 def _chain_at(connection: sa.Connection, seq: int) -> str:

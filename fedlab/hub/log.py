@@ -7,7 +7,9 @@ transaction begins or ends; that is `writer.py`.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -23,8 +25,15 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from fedlab.episode import Episode, Vector
+    from fedlab.hub.erased import Erased, Erasure
 
 _pack = msgspec.msgpack.Encoder().encode
+
+REDACTED = ("episode_erased", "erased")
+"""Kinds of log rows that lost their content to an erasure; their `digest` is the hash of what they were."""
+MASK = "erased:"
+"""Begins the actor of a row that stays and lost its actor and reason; the hash of what the row was follows."""
+_MASKED = re.compile(MASK + "([0-9a-f]{64})")
 
 
 class Head(NamedTuple):
@@ -73,6 +82,25 @@ def row_hash(row: Sequence[Any]) -> bytes:
     return digest(_pack(tuple(row)))
 
 
+def own_hash(row: Sequence[Any]) -> bytes:
+    """What a log row (its columns from `seq` to `digest`) adds to the chain: also after it was redacted or masked."""
+    if row[2] in REDACTED:
+        return bytes(row[7])
+    masked = _MASKED.fullmatch(row[4])
+    return bytes.fromhex(masked[1]) if masked else row_hash(row)
+
+
+@lru_cache(maxsize=4096)
+def name_hash(name: str) -> str:
+    """What the ledger of erasures keeps of a name: BLAKE2b of 16 bytes, hexadecimal."""
+    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+def erased_id(tenant_id: str, uid: str) -> str:
+    """What the log keeps of the id of an erased episode."""
+    return hashlib.blake2b(f"{tenant_id}/{uid}".encode(), digest_size=16).hexdigest()
+
+
 def chain_hash(before: bytes, row: bytes) -> bytes:
     """Of the log up to and with a row."""
     return digest(before + row)
@@ -95,20 +123,34 @@ def content_of(episode: Episode, created_at: int) -> tuple[Any, ...]:
     )
 
 
-class Inserts(NamedTuple):
-    """The INSERT statements, compiled once per engine."""
+class Statements:
+    """Core statements as the driver takes them, each compiled once.
 
-    tenants: str
-    changes: str
-    episodes: str
-    vectors: str
-    sources: str
+    On the way of a push or a life, what SQLAlchemy does at each call takes longer than the statement.
+    """
 
-    @classmethod
-    def compile(cls, engine: sa.Engine) -> Inserts:
-        """For this engine's dialect."""
-        tables = (schema.tenants, schema.changes, schema.episodes, schema.vectors, schema.episode_sources)
-        return cls(*(schema.insert_sql(engine, table) for table in tables))
+    def __init__(self, engine: sa.Engine) -> None:
+        tables = {
+            "tenants": schema.tenants,
+            "changes": schema.changes,
+            "episodes": schema.episodes,
+            "vectors": schema.vectors,
+            "sources": schema.episode_sources,
+        }
+        self.inserts = {name: schema.insert_sql(engine, table) for name, table in tables.items()}
+        """In the order that foreign keys need."""
+        self._dialect = engine.dialect
+        self._known: dict[int, tuple[str, list[str], dict[str, Any], sa.ClauseElement]] = {}
+
+    def run(self, cursor: DBAPICursor, statement: sa.ClauseElement, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a statement that stands in a module: it is known by its identity."""
+        if id(statement) not in self._known:
+            ready: Any = statement.compile(dialect=self._dialect)
+            self._known[id(statement)] = (str(ready), list(ready.positiontup), dict(ready.params), statement)
+        sql, names, usual, _ = self._known[id(statement)]
+        cursor.execute(sql, [values[name] if name in values else usual[name] for name in names])
+        columns = [each[0] for each in cursor.description or ()]
+        return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
 
 @dataclass
@@ -118,25 +160,28 @@ class Transaction:
     Args:
         connection: Inside a write transaction.
         cursor: Of its driver: for one row, SQLAlchemy's way to executemany takes longer than SQLite.
-        inserts: The statements.
+        statements: As its driver takes them.
         head: The end of the log before this transaction.
         now: Ms UTC: the time of every change in it.
         tenants: Those that exist.
+        erased: What must not come back.
         careful: Whether ids may have been stored before and must be looked up. A first try is not
             careful: the unique index of the log stops it if an id is known.
     """
 
     connection: sa.Connection
     cursor: DBAPICursor
-    inserts: Inserts
+    statements: Statements
     head: Head
     now: int
     tenants: set[str]
+    erased: Erased
     careful: bool = False
     new_tenants: set[str] = field(default_factory=set)
     events: list[Stored | Forgotten] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
     granted: set[tuple[str, str]] = field(default_factory=set)
+    begun: list[Erasure] = field(default_factory=list)
     _rows: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
 
     def log(
@@ -178,11 +223,15 @@ class Transaction:
         self.events.append(event)
         self.touched.add(event.tenant_id)
 
+    def run(self, statement: sa.ClauseElement, **values: Any) -> list[dict[str, Any]]:
+        """The rows of a statement that stands in a module."""
+        return self.statements.run(self.cursor, statement, values)
+
     def flush(self) -> None:
         """Write the gathered rows, in the order that foreign keys need."""
         if not self._rows:
             return
-        for name, statement in zip(self.inserts._fields, self.inserts, strict=True):
+        for name, statement in self.statements.inserts.items():
             if rows := self._rows.pop(name, None):
                 self.cursor.executemany(statement, rows)
 

@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import IdConflict
-from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, unpack_vector, vector_hash
+from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, erased_id, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, changes, episodes, tenants, vectors
 from fedlab.hub.values import AgentRecord
 
@@ -34,8 +34,11 @@ def put(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector], a
         actor: Who asked.
 
     Raises:
-        IdConflict: If an id was stored before with other content, or was forgotten since.
+        IdConflict: If an id was stored before with other content, or was forgotten or erased since.
+        HubUnavailable: If the tenant is being erased.
     """
+    if tx.erased:
+        _check_not_erased(tx, batch)
     known = _known(tx, batch, embedded) if tx.careful else set()
     for episode, vector in zip(batch, embedded, strict=True):
         if (episode.tenant_id, episode.id) not in known:
@@ -43,6 +46,28 @@ def put(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector], a
             if tx.careful:
                 known.add((episode.tenant_id, episode.id))
     return tx.head.seq
+
+
+def _check_not_erased(tx: Transaction, batch: Sequence[Episode]) -> None:
+    """What was erased does not come back; asked only for tenants of which something was."""
+    tenant_ids = {episode.tenant_id for episode in batch}
+    tx.erased.check_open(tenant_ids)
+    concerned = {each for each in tenant_ids if tx.erased.concerns(each)}
+    ids = {erased_id(each.tenant_id, each.id): each.id for each in batch if each.tenant_id in concerned}
+    hashes = list(ids)
+    found: list[str] = []
+    for start in range(0, len(hashes), _PARAMETERS):
+        query = sa.select(changes.c.subject).where(
+            changes.c.kind == "episode_erased", changes.c.subject.in_(hashes[start : start + _PARAMETERS])
+        )
+        found.extend(ids[each] for each in tx.connection.scalars(query))
+    if found:
+        raise IdConflict(
+            f"{len(found)} of the episodes were erased ({found[0]!r} …) and can not come back: nothing was stored",
+            ids=found,
+            forgotten=True,
+            erased=True,
+        )
 
 
 def _known(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector]) -> set[tuple[str, str]]:
@@ -59,7 +84,7 @@ def _known(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector]
     for tenant_id, uid in first:
         by_tenant.setdefault(tenant_id, []).append(uid)
     for tenant_id, uids in by_tenant.items():
-        numbers = _numbers(tx.connection, tenant_id, uids)
+        numbers = numbers_of(tx.connection, tenant_id, uids)
         held = {row.id: row for row in _rows(tx.connection, list(numbers.values()))}
         gone = [uid for uid, number in numbers.items() if number not in held]
         if gone:
@@ -105,7 +130,7 @@ def _rows(connection: sa.Connection, numbers: Sequence[int]) -> list[Any]:
     return rows
 
 
-def _numbers(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -> dict[str, int]:
+def numbers_of(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -> dict[str, int]:
     """Ids to numbers, of everything that was ever stored."""
     numbers: dict[str, int] = {}
     for start in range(0, len(uids), _PARAMETERS):
@@ -121,7 +146,7 @@ def _numbers(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -> 
 def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str, actor: str) -> int:
     """Remove episodes and their vectors, and log each; returns how many there were."""
     tx.flush()
-    numbers = _numbers(tx.connection, tenant_id, list(dict.fromkeys(uids)))
+    numbers = numbers_of(tx.connection, tenant_id, list(dict.fromkeys(uids)))
     live = {row.id for row in _rows(tx.connection, list(numbers.values()))}
     going = {uid: number for uid, number in numbers.items() if number in live}
     remove(tx, tenant_id, going, reason=reason, actor=actor)
@@ -142,20 +167,19 @@ def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: st
 
 def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, resume: bool, actor: str) -> AgentRecord:
     """Register a life, or take up the one that goes on."""
-    query = (
-        sa.select(agents)
-        .where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id)
-        .order_by(agents.c.id.desc())
-        .limit(1)
-    )
-    held = tx.connection.execute(query).one_or_none()
+    tx.erased.check_open([tenant_id])
+    lives = tx.run(_LAST_LIFE, tenant=tenant_id, agent=agent_id)
+    held = _record(lives[0]) if lives else None
     if held is not None and resume and held.expires_at > tx.now and held.status in ("alive", "crashed"):
         # After a lost connection the lease may have run out before the agent was back.
         tx.granted.add((tenant_id, agent_id))
         if held.status == "crashed":
-            tx.connection.execute(sa.update(agents).where(agents.c.id == held.id).values(status="alive", ended_at=None))
+            revived = sa.update(agents).where(agents.c.id == lives[0]["id"]).values(status="alive", ended_at=None)
+            tx.connection.execute(revived)
             tx.log("agent_resumed", tenant_id, agent_id, actor)
-        return _record(held, status="alive", ended_at=None)
+        return msgspec.structs.replace(held, status="alive", ended_at=None)
+    if held is None and resume:
+        tx.erased.check_resume(tenant_id, agent_id, tx.now, lifetime_ms)
     if held is not None and held.status == "alive" and held.expires_at > tx.now:
         raise IdConflict(
             f"agent {agent_id!r} of tenant {tenant_id!r} is alive: wait until it is destroyed or its lease"
@@ -177,39 +201,52 @@ def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, r
         pushed=0,
         pulled=0,
     )
-    tx.connection.execute(sa.insert(agents), {"id": number, **msgspec.structs.asdict(record)})
+    tx.run(_INSERT_LIFE, id=number, **msgspec.structs.asdict(record))
     return record
 
 
 def count_sync(tx: Transaction, tenant_id: str, agent_id: str, *, pushed: int, pulled: int) -> None:
     """Add to what the registry knows of a life."""
     if pushed or pulled:
-        tx.connection.execute(
-            sa.update(agents)
-            .where(agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id, agents.c.ended_at.is_(None))
-            .values(pushed=agents.c.pushed + pushed, pulled=agents.c.pulled + pulled)
-        )
+        tx.run(_COUNT, tenant=tenant_id, agent=agent_id, more_pushed=pushed, more_pulled=pulled)
 
 
-def end(tx: Transaction, tenant_id: str, agent_id: str, ending: Ending, *, actor: str) -> AgentRecord | None:
-    """End a life; None if it has ended."""
-    condition = (agents.c.tenant_id == tenant_id, agents.c.agent_id == agent_id, agents.c.status == "alive")
-    held = tx.connection.execute(sa.select(agents).where(*condition)).one_or_none()
-    if held is None:
+def end(
+    tx: Transaction, tenant_id: str, agent_id: str, ending: Ending, *, actor: str, pushed: int = 0, pulled: int = 0
+) -> AgentRecord | None:
+    """End a life, and add to what the registry knows of it; None if it has ended."""
+    more = {"more_pushed": pushed, "more_pulled": pulled}
+    ended = tx.run(_END, tenant=tenant_id, agent=agent_id, ending=ending, at=tx.now, **more)
+    if not ended:
         return None
-    tx.connection.execute(sa.update(agents).where(*condition).values(status=ending, ended_at=tx.now))
     tx.log("agent_ended", tenant_id, agent_id, actor, ending)
-    return _record(held, status=ending, ended_at=tx.now)
+    return _record(ended[0])
+
+
+_OF_AGENT = (agents.c.tenant_id == sa.bindparam("tenant"), agents.c.agent_id == sa.bindparam("agent"))
+_LAST_LIFE = sa.select(agents).where(*_OF_AGENT).order_by(agents.c.id.desc()).limit(1)
+_INSERT_LIFE = sa.insert(agents)
+_MORE = {
+    "pushed": agents.c.pushed + sa.bindparam("more_pushed"),
+    "pulled": agents.c.pulled + sa.bindparam("more_pulled"),
+}
+_COUNT = sa.update(agents).where(*_OF_AGENT, agents.c.ended_at.is_(None)).values(_MORE)
+_END = (
+    sa.update(agents)
+    .where(*_OF_AGENT, agents.c.status == "alive")
+    .values({**_MORE, "status": sa.bindparam("ending"), "ended_at": sa.bindparam("at")})
+    .returning(agents)
+)
 
 
 def set_retention(tx: Transaction, tenant_id: str, policy: str, sentence: str, *, actor: str) -> int:
     """Store a tenant's policy (JSON)."""
+    tx.erased.check_open([tenant_id])
     tx.ensure_tenant(tenant_id, actor)
     tx.flush()
     tx.connection.execute(sa.update(tenants).where(tenants.c.tenant_id == tenant_id).values(retention=policy))
     return tx.log("retention_set", tenant_id, tenant_id, actor, sentence)
 
 
-def _record(row: Any, **changed: Any) -> AgentRecord:
-    fields = {name: getattr(row, name) for name in AgentRecord.__struct_fields__}
-    return AgentRecord(**{**fields, **changed})
+def _record(row: dict[str, Any]) -> AgentRecord:
+    return AgentRecord(**{name: row[name] for name in AgentRecord.__struct_fields__})

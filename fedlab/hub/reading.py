@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from fedlab.episode import Episode
+from fedlab.episode import Episode, StoredEpisode
 from fedlab.hub.log import unpack_vector
-from fedlab.hub.schema import agents, changes, episodes, tenants
+from fedlab.hub.schema import agents, changes, episodes, erasures, tenants
 from fedlab.hub.values import Change, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import polars as pl
 
@@ -54,7 +54,7 @@ def read_episodes(connection: sa.Connection, ids: Sequence[int], *, with_vectors
 
 
 def _episode(row: Sequence[Any], sources: Sequence[str], vector: bytes | None) -> Episode:
-    return Episode(
+    return StoredEpisode(
         id=row[1],
         tenant_id=row[2],
         agent_id=row[3],
@@ -75,9 +75,18 @@ def read_delta(connection: sa.Connection, tenant_id: str, agent_id: str, *, afte
     """What an agent has not heard of: others' newest episodes up to `limit`, and everything forgotten."""
     seq = connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
     since = (changes.c.tenant_id == tenant_id, changes.c.seq > after, changes.c.seq <= seq)
-    forgotten = connection.scalars(
-        sa.select(changes.c.subject).where(*since, changes.c.kind == "episode_forgotten")
+    gone = connection.execute(
+        sa.select(changes.c.kind, changes.c.subject).where(
+            *since, changes.c.kind.in_(("episode_forgotten", "erasure_finished"))
+        )
     ).all()
+    forgotten = [subject for kind, subject in gone if kind == "episode_forgotten"]
+    erased: Sequence[str] = []
+    if len(forgotten) < len(gone):
+        finished = [subject for kind, subject in gone if kind == "erasure_finished"]
+        erased = connection.scalars(
+            sa.select(changes.c.subject).where(changes.c.kind == "episode_erased", changes.c.reason.in_(finished))
+        ).all()
     new = (
         sa.select(episodes.c.id)
         .join(changes, changes.c.seq == episodes.c.id)
@@ -90,7 +99,11 @@ def read_delta(connection: sa.Connection, tenant_id: str, agent_id: str, *, afte
         skipped = (connection.scalar(sa.select(sa.func.count()).select_from(new.subquery())) or 0) - limit
     found = read_episodes(connection, ids, with_vectors=True)
     return Delta(
-        seq=seq, stored=[found[number] for number in sorted(found)], forgotten=list(forgotten), skipped=skipped
+        seq=seq,
+        stored=[found[number] for number in sorted(found)],
+        forgotten=forgotten,
+        skipped=skipped,
+        erased=list(erased),
     )
 
 
@@ -101,8 +114,9 @@ def read_changes(
     tenant_id: str | None = None,
     kind: str | None = None,
     limit: int | None = None,
+    hidden: Collection[str] = (),
 ) -> list[Change]:
-    """Rows of the log after a seq, oldest first."""
+    """Rows of the log after a seq, oldest first, but for those of `hidden` tenants."""
     query = (
         sa.select(
             changes.c.seq,
@@ -121,15 +135,25 @@ def read_changes(
         query = query.where(changes.c.tenant_id == tenant_id)
     if kind is not None:
         query = query.where(changes.c.kind == kind)
+    if hidden:
+        query = query.where(changes.c.tenant_id.not_in(hidden))
     return [Change(**row) for row in connection.execute(query).mappings()]
 
 
 def episodes_frame(
-    connection: sa.Connection, tenant_id: str | None, where: Filter, *, after: int, limit: int | None
+    connection: sa.Connection,
+    tenant_id: str | None,
+    where: Filter,
+    *,
+    after: int,
+    limit: int | None,
+    hidden: Collection[str] = (),
 ) -> pl.DataFrame:
     """Live episodes, oldest first; `seq` is the change that stored each, and the place to go on after."""
     c = episodes.c
     conditions = [c.id > after]
+    if hidden:
+        conditions.append(c.tenant_id.not_in(hidden))
     if tenant_id is not None:
         conditions.append(c.tenant_id == tenant_id)
     if where.min_reward is not None:
@@ -164,13 +188,17 @@ def episodes_frame(
     return _frame(connection, query)
 
 
-def agents_frame(connection: sa.Connection, tenant_id: str | None, status: str | None) -> pl.DataFrame:
+def agents_frame(
+    connection: sa.Connection, tenant_id: str | None, status: str | None, hidden: Collection[str] = ()
+) -> pl.DataFrame:
     """The registry, oldest life first."""
     query = sa.select(*(column for column in agents.c if column.name != "id")).order_by(agents.c.id)
     if tenant_id is not None:
         query = query.where(agents.c.tenant_id == tenant_id)
     if status is not None:
         query = query.where(agents.c.status == status)
+    if hidden:
+        query = query.where(agents.c.tenant_id.not_in(hidden))
     return _frame(connection, query)
 
 
@@ -205,6 +233,14 @@ def tenants_frame(connection: sa.Connection) -> pl.DataFrame:
         .outerjoin(lives, lives.c.tenant_id == tenants.c.tenant_id)
         .order_by(tenants.c.tenant_id)
     )
+    return _frame(connection, query)
+
+
+def erasures_frame(connection: sa.Connection) -> pl.DataFrame:
+    """The ledger of erasures, oldest first, with who asked and why, where the log has it still."""
+    ledger = [column for column in erasures.c if column.name != "pending"]
+    began = sa.and_(changes.c.seq == erasures.c.seq, changes.c.subject == erasures.c.id)
+    query = sa.select(*ledger, changes.c.actor, changes.c.reason).outerjoin(changes, began).order_by(erasures.c.seq)
     return _frame(connection, query)
 
 

@@ -51,11 +51,11 @@ class AgentMethods(EpisodeMethods):
         *,
         lifetime: float,
         resume: bool = False,
-        life: str = "",
+        nonce: str = "",
         actor: str | None = None,
         wake: Callable[[], None] | None = None,
     ) -> Future[AgentRecord]:
-        """As `spawn_agent`, at once; `life` is a word of the agent's own: a resume by another's word is refused."""
+        """As `spawn_agent`, at once; `nonce` is the spawn's own: another's resume is refused."""
         check_name(tenant_id, "tenant_id")
         check_name(agent_id, "agent_id")
         number = isinstance(lifetime, (int, float)) and not isinstance(lifetime, bool)
@@ -66,13 +66,13 @@ class AgentMethods(EpisodeMethods):
 
         def spawn(tx: Transaction) -> AgentRecord:
             self._leases.check_room(tenant_id, agent_id, tx.granted)
-            mine = resume and self._leases.may_resume(tenant_id, agent_id, life)
+            mine = resume and self._leases.may_resume(tenant_id, agent_id, nonce)
             return operations.spawn(
                 tx, tenant_id, agent_id, lifetime_ms=round(lifetime * 1000), resume=mine, actor=actor or agent_id
             )
 
         def granted(record: AgentRecord) -> Future[AgentRecord]:
-            self._leases.grant(tenant_id, agent_id, record.expires_at, life)
+            self._leases.grant(tenant_id, agent_id, record.expires_at, nonce)
             return done(record)
 
         return then(self._writer.submit(spawn, wake=wake), granted)
@@ -116,9 +116,11 @@ class AgentMethods(EpisodeMethods):
         wake: Callable[[], None] | None = None,
     ) -> Future[Delta]:
         """As `sync_agent`, at once; the delta is read in whatever thread completes the commit."""
-        self._require(tenant_id)
+        check_name(tenant_id, "tenant_id")
         check_name(agent_id, "agent_id")
         after, limit = check_count(after, "after"), check_count(limit, "limit")
+        self._erased.check_life(tenant_id, agent_id, after)
+        self._require(tenant_id)
         recalled = check_count(recalled, "recalled")
         batch = self._checked(episodes)
         foreign = {each.tenant_id for each in batch} - {tenant_id}
@@ -128,11 +130,13 @@ class AgentMethods(EpisodeMethods):
             return done(self._delta(tenant_id, agent_id, after, limit))
 
         def sync(tx: Transaction, vectors: list[Vector]) -> Delta | None:
+            tx.erased.check_life(tenant_id, agent_id, after)
             quiet = tenant_id not in tx.touched and after >= self._changed_at.get(tenant_id, tx.head.seq)
             operations.put(tx, batch, vectors, agent_id)
-            operations.count_sync(tx, tenant_id, agent_id, pushed=len(batch), pulled=recalled)
-            if ending is not None:
-                operations.end(tx, tenant_id, agent_id, ending, actor=agent_id)
+            if ending is None:
+                operations.count_sync(tx, tenant_id, agent_id, pushed=len(batch), pulled=recalled)
+            else:
+                operations.end(tx, tenant_id, agent_id, ending, actor=agent_id, pushed=len(batch), pulled=recalled)
             # Where nothing but this push is new there is nothing to tell, and no need to read.
             return Delta(seq=tx.head.seq, stored=[], forgotten=[]) if quiet or ending else None
 

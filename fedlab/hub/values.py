@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
-from fedlab.episode import Episode
+from fedlab.episode import FromHub
 
 Ending = Literal["destroyed", "expired", "crashed"]
 """How a life ended: by `destroy()`, by its lifetime, or without a goodbye."""
@@ -19,7 +21,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         seq: Position in the log: strictly increasing in commit order.
         tenant_id: Whose memory changed; empty for changes of the hub itself.
         kind: `hub_created`, `tenant_created`, `episode_stored`, `episode_forgotten`, `agent_spawned`,
-            `agent_resumed`, `agent_ended`, `retention_set`.
+            `agent_resumed`, `agent_ended`, `retention_set`; `tenant_erased`, `agent_erased`, `episodes_erased`
+            and `erasure_finished` for an erasure, `episode_erased` and `erased` for rows that it emptied.
         subject: The id it concerns: of an episode or an agent.
         actor: Who asked for it.
         at: Ms UTC.
@@ -65,12 +68,14 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
         stored: New episodes of others, oldest first, with vectors.
         forgotten: Ids that were forgotten; drop them from RAM.
         skipped: How many more new episodes there are than were sent: recall finds them.
+        erased: Hashes (`fedlab.hub.log.erased_id`) of ids that were erased; drop them from RAM.
     """
 
     seq: int
-    stored: list[Episode]
+    stored: list[FromHub]
     forgotten: list[str]
     skipped: int = 0
+    erased: list[str] = []
 
 
 class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +96,18 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
     embedder: str
     dimension: int
     version: str
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent has to know when its life begins.
+
+    Args:
+        agent: Its entry in the registry.
+        hub: Who the hub is; a RAM that is empty now misses no change after its seq.
+    """
+
+    agent: AgentRecord
+    hub: HubInfo
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +181,70 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
 
     removed: dict[str, int]
     seq: int
+
+
+class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an erasure removed: the evidence for a data-protection officer, without a name of the erased.
+
+    Args:
+        id: Of the erasure in the ledger.
+        hub_id: Of the hub.
+        seq: Of the change in the log that began it.
+        scope: `tenant`, `agent` or `episodes`.
+        at: When it began, ms UTC.
+        done_at: When everything was done.
+        actor: Who asked.
+        reason: Why.
+        tenant_hash: BLAKE2b (16 bytes) of the tenant's name.
+        agent_hash: The same of the agent's, where the scope is an agent.
+        episodes: Removed now, or forgotten before and named by the log until now.
+        vectors: Removed.
+        sources: Rows of lineage removed.
+        kept: Forgotten episodes whose content was kept for time travel, removed.
+        holds: Of removed episodes, removed with them.
+        agents: Lives removed from the registry.
+        changes: Rows of the log that lost their content.
+        pages: Of the database file that held bytes of moved or removed rows, overwritten.
+    """
+
+    id: str
+    hub_id: str
+    seq: int
+    scope: str
+    at: int
+    done_at: int
+    actor: str
+    reason: str
+    tenant_hash: str
+    agent_hash: str | None
+    episodes: int
+    vectors: int
+    sources: int
+    kept: int
+    holds: int
+    agents: int
+    changes: int
+    pages: int
+
+    def __str__(self) -> str:
+        begun, done = (
+            datetime.fromtimestamp(each / 1000, UTC).isoformat(" ", "seconds") for each in (self.at, self.done_at)
+        )
+        agent = f", agent {self.agent_hash}" if self.agent_hash else ""
+        return f"""\
+erasure {self.id} of hub {self.hub_id}
+  asked for by {self.actor}: {self.reason}
+  begun {begun}, completed {done}
+  scope: {self.scope}; tenant {self.tenant_hash}{agent} (BLAKE2b-128 of the names)
+  removed: {self.episodes:,} episodes, {self.vectors:,} vectors, {self.sources:,} sources, {self.kept:,} kept contents,
+           {self.holds:,} holds, {self.agents:,} lives of agents; emptied: {self.changes:,} rows of the log
+  files: {self.pages:,} pages of hub.db overwritten where nothing referred to them, write-ahead log emptied,
+         index snapshot of the tenant and all cached embeddings deleted
+  checked: no row of the log, of episodes, agents or kept contents in this scope is left
+  remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again"""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 Frame = dict[str, list[Any]]

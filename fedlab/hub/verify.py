@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,8 +11,8 @@ import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub
 from fedlab.hub.index import unit
-from fedlab.hub.log import chain_hash, episode_hash, row_hash, unpack_vector, vector_hash
-from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes, tenants, vectors
+from fedlab.hub.log import MASK, REDACTED, chain_hash, episode_hash, erased_id, own_hash, unpack_vector, vector_hash
+from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes, erasures, tenants, vectors
 from fedlab.hub.values import VerifyReport
 
 if TYPE_CHECKING:
@@ -66,16 +67,20 @@ def _problems(connection: sa.Connection, check: _Check) -> Iterator[str]:
         if line != "ok":
             yield f"database: {line}"
     live: dict[int, bytes] = {}
-    yield from _log_problems(connection, live)
-    yield from _episode_problems(connection, live, check.dimension)
+    erased: set[str] = set()
+    yield from _log_problems(connection, live, erased)
+    yield from _episode_problems(connection, live, erased, check.dimension)
     yield from check.indexes.check_files()
     for tenant_id in connection.scalars(sa.select(tenants.c.tenant_id)):
         yield from _index_problems(connection, check, tenant_id)
 
 
-def _log_problems(connection: sa.Connection, live: dict[int, bytes]) -> Iterator[str]:
-    """Walk the chain, and replay the log into `live`: number to hash of what must be there."""
+def _log_problems(connection: sa.Connection, live: dict[int, bytes], erased: set[str]) -> Iterator[str]:
+    """Walk the chain, and replay the log into `live` (number to hash of what must be there) and `erased` (hashes of
+    ids that must not).
+    """
     before, expected = b"", 1
+    emptied = Counter[str]()
     numbers: dict[tuple[str, str], int] = {}
     query = sa.select(changes).order_by(changes.c.seq)
     computed = before
@@ -84,7 +89,7 @@ def _log_problems(connection: sa.Connection, live: dict[int, bytes]) -> Iterator
         if not whole:
             yield f"log: changes {expected} to {row.seq - 1} are missing"
         expected = row.seq + 1
-        own = _hash(row_hash, tuple(row)[:-1])
+        own = _hash(own_hash, tuple(row)[:-1])
         # Where the row before has a damaged hash, its content still tells what it was: only it is named.
         follows = [_hash(chain_hash, link, own) for link in (before, computed)]
         if whole and (row.hash not in follows or not own):
@@ -95,12 +100,30 @@ def _log_problems(connection: sa.Connection, live: dict[int, bytes]) -> Iterator
             live[row.seq] = row.digest
         elif row.kind == "episode_forgotten":
             live.pop(numbers.get((row.tenant_id, row.subject), 0), None)
+        elif row.kind == REDACTED[0]:
+            erased.add(row.subject)
+        if row.kind in REDACTED or row.actor.startswith(MASK):
+            emptied[row.reason] += 1
+    yield from _ledger_problems(connection, emptied)
     alive = connection.scalar(sa.select(sa.func.max(agents.c.id))) or 0
     if alive >= expected:
         yield f"log: it ends at {expected - 1} and the registry knows change {alive}"
 
 
-def _episode_problems(connection: sa.Connection, live: dict[int, bytes], dimension: int) -> Iterator[str]:
+def _ledger_problems(connection: sa.Connection, emptied: Counter[str]) -> Iterator[str]:
+    """Nothing but an erasure takes the content out of a row of the log."""
+    ledger = {row.id: row.changes for row in connection.execute(sa.select(erasures))}
+    for name in ledger.keys() | emptied.keys():
+        if ledger.get(name, 0) != emptied[name]:
+            yield (
+                f"log: {emptied[name]} changes say that erasure {name!r:.80} emptied them, and the ledger says"
+                f" {ledger.get(name, 'nothing of it')}"
+            )
+
+
+def _episode_problems(
+    connection: sa.Connection, live: dict[int, bytes], erased: set[str], dimension: int
+) -> Iterator[str]:
     content = [column for column in episodes.c if column.name not in ("id", "hash")]
     query = (
         sa.select(episodes.c.id, *content, episodes.c.hash, vectors.c.vector, vectors.c.hash)
@@ -115,6 +138,8 @@ def _episode_problems(connection: sa.Connection, live: dict[int, bytes], dimensi
             wanted = missing.pop(number, None)
             if wanted is None:
                 yield f"{name}: the log does not know it, or says it was forgotten"
+            if erased and erased_id(fields[1], fields[0]) in erased:
+                yield f"{name}: it was erased, and is here again"
             if vector is None:
                 yield f"{name}: its vector is missing"
                 continue

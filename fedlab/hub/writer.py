@@ -19,13 +19,14 @@ import sqlalchemy as sa
 
 from fedlab.errors import FedlabError, HubUnavailable
 from fedlab.hub import schema
-from fedlab.hub.log import Head, Inserts, Transaction
+from fedlab.hub.log import Head, Statements, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from fedlab.clock import Clock
+    from fedlab.hub.erased import Erased
 
 T = TypeVar("T")
 logger = logging.getLogger("fedlab.hub")
@@ -52,19 +53,27 @@ class Writer:
         clock: Gives each commit its time.
         head: The end of the log now.
         tenants: Those that exist; kept up to date here.
+        erased: What must not come back.
         committed: Called after each commit, before its callers are answered: what it does is visible to
             whoever was acknowledged.
     """
 
     def __init__(
-        self, engine: sa.Engine, clock: Clock, head: Head, tenants: set[str], committed: Callable[[Transaction], None]
+        self,
+        engine: sa.Engine,
+        clock: Clock,
+        head: Head,
+        tenants: set[str],
+        erased: Erased,
+        committed: Callable[[Transaction], None],
     ) -> None:
         self.head = head
         self._connection = engine.connect()
         self._cursor = self._connection.connection.cursor()
-        self._inserts = Inserts.compile(engine)
+        self._statements = Statements(engine)
         self._clock = clock
         self._tenants = tenants
+        self._erased = erased
         self._committed = committed
         self._waiting: deque[_Job] = deque()
         self._turn = threading.Lock()
@@ -102,6 +111,16 @@ class Writer:
         if self._waiting:
             self._wake.release()
         return future.result()
+
+    def alone(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do something with the write connection that is no transaction, while nothing is committed."""
+        with _uninterrupted(), self._turn:
+            if self._closed:
+                raise HubUnavailable("the hub is closed")
+            result = work(self._connection)
+        if self._waiting:
+            self._wake.release()
+        return result
 
     def close(self) -> None:
         """Commit what is waiting and end the thread; idempotent."""
@@ -157,7 +176,16 @@ class Writer:
         """One transaction; False if a first try failed and nothing was changed or answered."""
         outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
         connection = self._connection
-        tx = Transaction(connection, self._cursor, self._inserts, self.head, self._clock.now(), self._tenants, careful)
+        tx = Transaction(
+            connection,
+            self._cursor,
+            self._statements,
+            self.head,
+            self._clock.now(),
+            self._tenants,
+            self._erased,
+            careful,
+        )
         try:
             with schema.transaction(connection, "IMMEDIATE"):
                 for job in batch:

@@ -2,7 +2,8 @@
 
 Every request is repeatable, so what was not acknowledged when a connection broke is sent again on the next one:
 episodes are known by their ids, a spawn is repeated as a resume, and reading or applying a policy twice does no
-harm (only `forget` and `apply_retention` may then count what their first try removed as not there).
+harm (only `forget` and `apply_retention` may then count what their first try removed as not there, and an erasure may
+find that its first try has erased everything; `erasures` tells).
 """
 
 from __future__ import annotations

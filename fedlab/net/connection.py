@@ -33,7 +33,9 @@ if TYPE_CHECKING:
         Change,
         Delta,
         Ending,
+        ErasureReport,
         HubInfo,
+        Life,
         RetentionPreview,
         RetentionReport,
         Stats,
@@ -108,15 +110,19 @@ class HubConnection(abc.ABC):
         The agent's lease is held by the connection: an agent whose connection is lost, and who does not
         resume, is marked `crashed` when the lease has run out.
         """
+        return (await self.begin_life(tenant_id, agent_id, lifetime=lifetime, resume=resume)).agent
+
+    async def begin_life(self, tenant_id: str, agent_id: str, *, lifetime: float, resume: bool = False) -> Life:
+        """As `spawn_agent`, with who the hub is: one message instead of two."""
         params = protocol.SpawnAgent(
             tenant_id=tenant_id,
             agent_id=agent_id,
             lifetime=lifetime,
             resume=resume,
-            life="" if resume else secrets.token_hex(8),
+            nonce="" if resume else secrets.token_hex(8),
         )
-        record: AgentRecord = await self.call("spawn_agent", params)
-        return record
+        life: Life = await self.call("spawn_agent", params)
+        return life
 
     async def sync_agent(
         self,
@@ -147,9 +153,7 @@ class HubConnection(abc.ABC):
 
     async def forget(self, tenant_id: str, ids: Sequence[str], *, reason: str) -> int:
         """Forget episodes by id; returns how many there were. Ids that are not there are no error."""
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
-        answer: int = await self.call("forget", protocol.Forget(tenant_id=tenant_id, ids=list(ids), reason=reason))
+        answer: int = await self.call("forget", protocol.Forget(tenant_id=tenant_id, ids=_ids(ids), reason=reason))
         return answer
 
     async def episodes(
@@ -225,6 +229,33 @@ class HubConnection(abc.ABC):
         answer: RetentionReport = await self.call("apply_retention", protocol.ForAnyTenant(tenant_id=tenant_id))
         return answer
 
+    async def erase_tenant(self, tenant_id: str, *, reason: str, even_held: bool = False) -> ErasureReport:
+        """Erase a tenant; the answer, which comes when everything is done, is the evidence."""
+        params = protocol.EraseTenant(tenant_id=tenant_id, reason=reason, even_held=even_held)
+        answer: ErasureReport = await self.call("erase_tenant", params)
+        return answer
+
+    async def erase_agent(
+        self, tenant_id: str, agent_id: str, *, reason: str, even_held: bool = False
+    ) -> ErasureReport:
+        """Erase an agent of a tenant with its episodes."""
+        params = protocol.EraseAgent(tenant_id=tenant_id, agent_id=agent_id, reason=reason, even_held=even_held)
+        answer: ErasureReport = await self.call("erase_agent", params)
+        return answer
+
+    async def erase_episodes(
+        self, tenant_id: str, ids: Sequence[str], *, reason: str, even_held: bool = False
+    ) -> ErasureReport:
+        """Erase episodes by their ids, live or forgotten."""
+        params = protocol.EraseEpisodes(tenant_id=tenant_id, ids=_ids(ids), reason=reason, even_held=even_held)
+        answer: ErasureReport = await self.call("erase_episodes", params)
+        return answer
+
+    async def erasures(self) -> pl.DataFrame:
+        """The ledger of erasures as a frame."""
+        frame: pl.DataFrame = await self.call("erasures", protocol.Params())
+        return frame
+
     async def __aenter__(self) -> Self:
         """Connect, so that a wrong address or token shows here."""
         await self.info()
@@ -250,6 +281,12 @@ def _episodes(episodes: Episode | Sequence[Episode]) -> list[Episode]:
         if not isinstance(episode, Episode):
             raise InvalidRequest(f"an Episode is wanted, not {type(episode).__name__} {episode!r:.80}")
     return batch or []
+
+
+def _ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
+    return list(ids)
 
 
 def _policy(tenant_id: str, policy: RetentionPolicy) -> protocol.Policy:

@@ -20,6 +20,7 @@ from websockets.asyncio.server import broadcast
 from websockets.client import backoff
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
+from websockets.protocol import State
 
 from fedlab import errors
 from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, InvalidRequest, QuotaExceeded
@@ -68,6 +69,13 @@ class _Connection(ClientConnection):
     """Hands each answer on as soon as it is there: without a task that is woken for it."""
 
     take: Callable[[bytes | bytearray | memoryview], None] | None = None
+
+    def say_goodbye(self) -> None:
+        """Close without waiting for the hub's goodbye: what mattered was acknowledged, and a life ends with this."""
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_close(1000)
+            self.send_data()
+        self.transport.close()
 
     def process_event(self, event: Event) -> None:
         if (
@@ -142,7 +150,7 @@ class Link:
         self.closed = True
         self._fail_all(HubUnavailable(f"the connection to {self.url} is closed"))
         if self._socket is not None:
-            await self._socket.close()
+            self._socket.say_goodbye()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)

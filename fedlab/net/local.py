@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fedlab.errors import HubUnavailable, InvalidRequest
+from fedlab.hub.values import Life
 from fedlab.net import protocol
 from fedlab.net.commits import Commits
 from fedlab.net.connection import HubConnection
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
-    from fedlab.hub.values import AgentRecord, Change, Delta
+    from fedlab.hub.values import Change, Delta
 
 
 INLINE_K = 100
@@ -66,7 +67,7 @@ class LocalConnection(HubConnection):
         arguments = msgspec.structs.asdict(params)
         if isinstance(params, protocol.Policy):
             arguments["policy"] = RetentionPolicy.from_json(params.policy)
-        if method in ("forget", "set_retention"):
+        if method in ("forget", "set_retention", "erase_tenant", "erase_agent", "erase_episodes"):
             arguments["actor"] = self.actor
         result = await asyncio.to_thread(getattr(hub, method), **arguments)
         return result.to_json() if isinstance(result, RetentionPolicy) else result
@@ -121,14 +122,14 @@ class LocalConnection(HubConnection):
     async def _embed(self, params: protocol.Embed) -> list[Vector]:
         return list(await self._loop().wait(self.hub.embed_soon(params.texts)))
 
-    async def _spawn(self, params: protocol.SpawnAgent) -> AgentRecord:
+    async def _spawn(self, params: protocol.SpawnAgent) -> Life:
         loop = self._loop()
         spawned = self.hub.spawn_agent_soon(**msgspec.structs.asdict(params), wake=loop.wake())
-        record: AgentRecord = await loop.wait(spawned)
+        record = await loop.wait(spawned)
         agent = params.tenant_id, params.agent_id
         self._held.add(agent)
         self._holders[agent] = self
-        return record
+        return Life(agent=record, hub=self.hub.info())
 
     async def _sync(self, params: protocol.SyncAgent) -> Delta:
         loop = self._loop()

@@ -18,11 +18,12 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from fedlab.episode import Episode, Memory, Vector
 from fedlab.errors import BY_CODE, FedlabError, InvalidEpisode, InvalidRequest
 from fedlab.hub.values import (
-    AgentRecord,
     Change,
     Delta,
     Ending,
+    ErasureReport,
     HubInfo,
+    Life,
     RetentionPreview,
     RetentionReport,
     Stats,
@@ -82,7 +83,7 @@ class SpawnAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
     agent_id: str
     lifetime: float
     resume: bool = False
-    life: Annotated[str, Meta(max_length=100)] = ""  # made with each spawn: whose life it is that is resumed
+    nonce: Annotated[str, Meta(max_length=100)] = ""  # made with each spawn: whose life it is that is resumed
 
 
 class SyncAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
@@ -133,6 +134,19 @@ class Policy(ForTenant, frozen=True, kw_only=True):
     policy: Annotated[str, Meta(max_length=100_000)]
 
 
+class EraseTenant(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    reason: str
+    even_held: bool = False
+
+
+class EraseAgent(EraseTenant, frozen=True, kw_only=True):  # noqa: D101
+    agent_id: str
+
+
+class EraseEpisodes(EraseTenant, frozen=True, kw_only=True):  # noqa: D101
+    ids: list[str]
+
+
 class Page(msgspec.Struct, frozen=True):
     """Some rows of a frame, as columns.
 
@@ -170,7 +184,7 @@ METHODS: dict[str, Method] = {
     "put": Method(Put, int, "agent", writes=True),
     "recall": Method(Recall, list[Memory]),
     "embed": Method(Embed, list[Vector], slow=True),
-    "spawn_agent": Method(SpawnAgent, AgentRecord, "agent", writes=True),
+    "spawn_agent": Method(SpawnAgent, Life, "agent", writes=True),
     "sync_agent": Method(SyncAgent, Delta, "agent", writes=True),
     "forget": Method(Forget, int, "admin", writes=True),
     "episodes": Method(Episodes, Page, slow=True),
@@ -184,6 +198,10 @@ METHODS: dict[str, Method] = {
     "retention": Method(ForTenant, str),
     "preview_retention": Method(Policy, RetentionPreview, slow=True),
     "apply_retention": Method(ForAnyTenant, RetentionReport, "admin", writes=True, slow=True),
+    "erase_tenant": Method(EraseTenant, ErasureReport, "admin", writes=True, slow=True),
+    "erase_agent": Method(EraseAgent, ErasureReport, "admin", writes=True, slow=True),
+    "erase_episodes": Method(EraseEpisodes, ErasureReport, "admin", writes=True, slow=True),
+    "erasures": Method(Params, Page, "admin", slow=True, whole_hub=True),
 }
 """What can be asked, by name: the names of `HubConnection`."""
 

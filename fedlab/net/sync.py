@@ -65,6 +65,7 @@ class SyncConnection:
     recall = _blocking(HubConnection.recall)
     embed = _blocking(HubConnection.embed)
     spawn_agent = _blocking(HubConnection.spawn_agent)
+    begin_life = _blocking(HubConnection.begin_life)
     sync_agent = _blocking(HubConnection.sync_agent)
     forget = _blocking(HubConnection.forget)
     episodes = _blocking(HubConnection.episodes)
@@ -78,6 +79,10 @@ class SyncConnection:
     retention = _blocking(HubConnection.retention)
     preview_retention = _blocking(HubConnection.preview_retention)
     apply_retention = _blocking(HubConnection.apply_retention)
+    erase_tenant = _blocking(HubConnection.erase_tenant)
+    erase_agent = _blocking(HubConnection.erase_agent)
+    erase_episodes = _blocking(HubConnection.erase_episodes)
+    erasures = _blocking(HubConnection.erasures)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""

@@ -1,0 +1,251 @@
+"""`Eraser`: has an erasure done from its first row to its last byte, in steps of which each survives `kill -9`.
+
+begin → rows, in small transactions → caches → rows finished → files → done. Up to "finished" the ledger holds in
+clear what is to be erased (`pending`); whatever was reached, the next start goes on from there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+import sqlalchemy as sa
+
+from fedlab.episode import new_id
+from fedlab.errors import HeldEpisodes, InvalidRequest, UnknownTenant
+from fedlab.hub import erasing, operations, wiping
+from fedlab.hub.erased import Erasure
+from fedlab.hub.log import name_hash
+from fedlab.hub.schema import agents, begin, episodes, erasures, holds
+from fedlab.hub.values import ErasureReport
+from fedlab.hub.writer import MAX_WEIGHT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedlab.embedding import EmbeddingService
+    from fedlab.hub.directory import Directory
+    from fedlab.hub.erased import Erased, Scope
+    from fedlab.hub.indexes import Indexes
+    from fedlab.hub.log import Transaction
+    from fedlab.hub.writer import Writer
+
+TURN = 0.02
+"""Seconds of the writer that one transaction takes, about."""
+STEP = 32
+"""Log rows of one statement: between two looks at the time."""
+
+
+class Eraser:
+    """Erases, one thing at a time.
+
+    Args:
+        writer: Commits.
+        engine: For reading.
+        directory: With the files.
+        indexes: A cache of vectors, and `embedding` another.
+        erased: What must not come back; told when an erasure is finished.
+        hub_id: For the reports.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        engine: sa.Engine,
+        directory: Directory,
+        indexes: Indexes,
+        embedding: EmbeddingService,
+        erased: Erased,
+        hub_id: str,
+    ) -> None:
+        self._writer = writer
+        self._engine = engine
+        self._directory = directory
+        self._indexes = indexes
+        self._embedding = embedding
+        self._erased = erased
+        self._hub_id = hub_id
+        self._lock = threading.Lock()
+
+    def erase(
+        self,
+        scope: Scope,
+        tenant_id: str,
+        *,
+        agent_id: str | None = None,
+        ids: Sequence[str] = (),
+        reason: str,
+        actor: str,
+        even_held: bool,
+    ) -> ErasureReport:
+        """Erase a tenant, an agent of it, or some of its episodes; everything is done when it returns."""
+        for name in (tenant_id,) if scope == "tenant" else (agent_id,) if agent_id else ids:
+            for what, note in (("reason", reason), ("actor", actor)):
+                if erasing.names(note, name):
+                    raise InvalidRequest(
+                        f"the {what} stays in the log and names {name!r}, which is to be erased: leave the name out",
+                        field=what,
+                    )
+        erasure = Erasure(id="", seq=1 << 62, scope=scope, tenant_id=tenant_id, agent_id=agent_id)
+        with self._lock:
+            self._complete_all()
+            if scope != "tenant":
+                erasure = self._found(erasure, ids)
+            # The last of its commit: whoever comes after it sees that it has begun.
+            erasure = self._writer.run(lambda tx: _begin(tx, erasure, reason, actor, even_held), MAX_WEIGHT)
+            tally = self._complete(erasure)
+            return self._report(erasure.id, reason, actor, tally)
+
+    def finish(self) -> None:
+        """Complete what was begun and not done."""
+        with self._lock:
+            self._complete_all()
+
+    def _complete_all(self) -> None:
+        with begin(self._engine) as connection:
+            rows = connection.execute(sa.select(erasures).where(erasures.c.pending.is_not(None))).all()
+        for row in rows:
+            if row.pending == erasing.FILES:
+                self._finish_files(row.id)
+            else:
+                self._complete(msgspec.json.decode(row.pending, type=Erasure))
+
+    def _complete(self, erasure: Erasure) -> Counter[str]:
+        if erasure.scope == "tenant":
+            self._indexes.drop(erasure.tenant_id)
+        tally = self._remove_rows(erasure)
+        self._drop_caches(erasure)
+        self._finish_rows(erasure)
+        tally["pages"] = self._finish_files(erasure.id)
+        return tally
+
+    def _remove_rows(self, erasure: Erasure) -> Counter[str]:
+        """Redact, and delete, in transactions of about `TURN` seconds, until there is nothing left to do."""
+        tally = Counter[str]()
+        while any(plan := self._plan(erasure)):
+            parts = [plan.redact[start : start + STEP] for start in range(0, len(plan.redact), STEP)]
+            at = 0
+            while at < len(parts):
+
+                def work(tx: Transaction, at: int = at, parts: list[list[int]] = parts) -> tuple[Counter[str], int]:
+                    done, until = Counter[str](), time.monotonic() + TURN
+                    while True:
+                        done.update(erasing.redact(tx, erasure, parts[at]))
+                        at += 1
+                        if at == len(parts) or time.monotonic() >= until:
+                            return done, at
+
+                done, at = self._writer.run(work, MAX_WEIGHT)
+                tally.update(done)
+            for start in range(0, len(plan.mask), STEP):
+                part = plan.mask[start : start + STEP]
+                tally["masked"] += self._writer.run(lambda tx, part=part: erasing.mask(tx, erasure, part))  # type: ignore[misc]
+        return tally
+
+    def _plan(self, erasure: Erasure) -> erasing.Plan:
+        with begin(self._engine) as connection:
+            return erasing.make_plan(connection, erasure)
+
+    def _drop_caches(self, erasure: Erasure) -> None:
+        """A cached vector tells of its text, and so does a removed one in a saved graph."""
+        self._indexes.drop(erasure.tenant_id)
+        self._embedding.clear()
+
+    def _finish_rows(self, erasure: Erasure) -> None:
+        """From here on nothing is known in clear."""
+
+        def finish(tx: Transaction) -> None:
+            tx.flush()
+            _set(tx, erasure.id, pending=erasing.FILES)
+            tenant_id = "" if erasure.scope == "tenant" else erasure.tenant_id
+            tx.log("erasure_finished", tenant_id, erasure.id, "hub")
+            tx.touched.add(tenant_id)
+
+        self._writer.run(finish)
+        self._erased.under_way.discard(erasure.tenant_id)
+
+    def _finish_files(self, erasure_id: str) -> int:
+        pages = wiping.wipe(self._writer, self._directory.file)
+        self._writer.run(lambda tx: _set(tx, erasure_id, pending=None, done_at=tx.now))
+        return pages
+
+    def _found(self, erasure: Erasure, ids: Sequence[str]) -> Erasure:
+        """The erasure of an agent or of episodes, if there is anything to erase."""
+        with begin(self._engine) as connection:
+            if erasure.scope == "episodes":
+                numbers = operations.numbers_of(connection, erasure.tenant_id, ids)
+                erasure = msgspec.structs.replace(erasure, numbers=sorted(numbers.values()))
+            if any(erasing.make_plan(connection, erasure)):
+                return erasure
+        what = f"agent {erasure.agent_id!r}" if erasure.agent_id else f"episode {next(iter(ids), '')!r:.80}"
+        raise InvalidRequest(f"tenant {erasure.tenant_id!r} has nothing of {what}: is the name spelled right?")
+
+    def _report(self, erasure_id: str, reason: str, actor: str, tally: Counter[str]) -> ErasureReport:
+        with begin(self._engine) as connection:
+            row = connection.execute(sa.select(erasures).where(erasures.c.id == erasure_id)).one()
+        return ErasureReport(
+            id=row.id,
+            hub_id=self._hub_id,
+            seq=row.seq,
+            scope=row.scope,
+            at=row.at,
+            done_at=row.done_at,
+            actor=actor,
+            reason=reason,
+            tenant_hash=row.tenant_hash,
+            agent_hash=row.agent_hash,
+            episodes=tally["stored"],
+            vectors=tally["vectors"],
+            sources=tally["episode_sources"],
+            kept=tally["attic"],
+            holds=tally["holds"],
+            agents=tally["agents"],
+            changes=row.changes,
+            pages=tally["pages"],
+        )
+
+
+def _begin(tx: Transaction, erasure: Erasure, reason: str, actor: str, even_held: bool) -> Erasure:
+    """The first transaction: from its commit on nothing shows the tenant, and the lives that are concerned are over."""
+    tx.flush()
+    tenant_id = erasure.tenant_id
+    if tenant_id not in tx.tenants and tenant_id not in tx.new_tenants:
+        raise UnknownTenant(f"tenant {tenant_id!r} is not here (any more)", tenant_id=tenant_id)
+    if not even_held:
+        _check_holds(tx, erasure)
+    about = "" if erasure.scope == "tenant" else tenant_id
+    erasure_id = new_id(tx.now)
+    seq = tx.log(f"{erasure.scope}_erased", about, erasure_id, actor, reason)
+    erasure = msgspec.structs.replace(erasure, id=erasure_id, seq=seq)
+    agent = None if erasure.agent_id is None else name_hash(erasure.agent_id)
+    pending = msgspec.json.encode(erasure).decode()
+    erasing.enter(tx, erasure, at=tx.now, tenant=name_hash(tenant_id), agent=agent, pending=pending)
+    if erasure.scope != "episodes":
+        lives = [agents.c.tenant_id == tenant_id, agents.c.status == "alive"]
+        if erasure.agent_id is not None:
+            lives.append(agents.c.agent_id == erasure.agent_id)
+        tx.connection.execute(sa.update(agents).where(*lives).values(status="destroyed", ended_at=tx.now))
+    tx.begun.append(erasure)
+    return erasure
+
+
+def _check_holds(tx: Transaction, erasure: Erasure) -> None:
+    query = sa.select(episodes.c.uid).join(holds, holds.c.episode_id == episodes.c.id)
+    query = query.where(holds.c.tenant_id == erasure.tenant_id)
+    if erasure.scope == "agent":
+        query = query.where(episodes.c.agent_id == erasure.agent_id)
+    elif erasure.scope == "episodes":
+        query = query.where(erasing.listed(episodes.c.id, erasure.numbers))
+    if held := tx.connection.scalars(query).all():
+        raise HeldEpisodes(
+            f"{len(held)} of the episodes are held ({held[0]!r} …), and nothing was erased: release them first, or"
+            " erase them with even_held=True",
+            ids=list(held),
+        )
+
+
+def _set(tx: Transaction, erasure_id: str, **values: object) -> None:
+    tx.connection.execute(sa.update(erasures).where(erasures.c.id == erasure_id).values(**values))

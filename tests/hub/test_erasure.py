@@ -1,0 +1,551 @@
+"""What was erased is in no byte of any file, and everything else is as it was."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlab import (
+    AgentExpired,
+    Episode,
+    HeldEpisodes,
+    Hub,
+    HubUnavailable,
+    IdConflict,
+    InvalidRequest,
+    MinReward,
+    UnknownTenant,
+)
+from fedlab.hub import erasing, schema, wiping
+from fedlab.hub.erasing import apply_ledger, export_ledger
+
+M = "Qmarker"
+"""In every text, name and id of what is to be erased."""
+T, A = f"{M}-tenant", f"{M}-agent"
+V = np.linspace(-1.7, 1.3, 384)
+"""The vector of what is to be erased."""
+
+
+def marked(**fields) -> Episode:
+    values = {"tenant_id": T, "agent_id": A, "task": f"{M} task", "input": f"{M} input", "output": f"{M} output"}
+    values |= {"metadata": {M: [M]}, "sources": [f"{M}-source"], "reward": 0.5, "vector": V}
+    return Episode(**(values | fields))
+
+
+def traces(directory: Path, *extra: bytes) -> dict[str, int]:
+    """Files of a hub with a marker in them, in their bytes or their names."""
+    needles = (M.encode(), V.astype("<f2").tobytes()[:64], *extra)
+    found = {}
+    for file in directory.rglob("*"):
+        data = (file.read_bytes() if file.is_file() else b"") + file.name.encode()
+        if count := sum(data.count(needle) for needle in needles):
+            found[file.name] = count
+    return found
+
+
+def fill(hub: Hub, rng: Random, rounds: int = 12, tenant_id: str = T, agent_id: str = A) -> list[str]:
+    """Marked episodes among others, with a history that moves rows from page to page; returns the marked ids."""
+    ids, others = [], []
+    for _ in range(rounds):
+        batch = []
+        for _ in range(20):
+            common = {"created_at": rng.randrange(10**12), "output": M + "y" * rng.choice([0, 40, 300, 9_000])}
+            if rng.random() < 0.5:
+                batch.append(marked(tenant_id=tenant_id, agent_id=agent_id, id=f"{M}-{rng.getrandbits(60)}", **common))
+            else:
+                plain = {"id": f"plain-{rng.getrandbits(60)}", "output": common["output"].replace(M, "")}
+                other = rng.choice(["other", "acme"])
+                batch.append(Episode(tenant_id=other, agent_id="b", task="t", input="i" * rng.randrange(300),
+                                     reward=0.5, vector=-V, created_at=common["created_at"], **plain))  # fmt: skip
+                if other == "other":
+                    others.append(batch[-1].id)
+        mine = [each for each in batch if each.id.startswith(M)]
+        hub.put(mine, actor=agent_id)
+        hub.put([each for each in batch if each not in mine])
+        ids += [each.id for each in mine]
+        hub.forget("other", others[::2], reason="plain")
+        others = others[1::2]
+    hub.forget(tenant_id, ids[:10], reason=f"because of {M}-agent", actor=f"{M}-boss")
+    hub.spawn_agent(tenant_id, agent_id, lifetime=60)
+    hub.spawn_agent("acme", "c", lifetime=60)
+    hub.set_retention(tenant_id, MinReward(0.1))
+    return ids
+
+
+def hold(hub: Hub, tenant_id: str, uid: str, reason: str = "kept", actor: str = "boss") -> None:
+    def work(tx):
+        number = tx.connection.exec_driver_sql("SELECT id FROM episodes WHERE uid = ?", (uid,)).scalar_one()
+        tx.log("episode_held", tenant_id, uid, actor, reason)
+        row = (number, tenant_id, reason, actor, tx.now)
+        tx.connection.exec_driver_sql("INSERT INTO holds VALUES (?, ?, ?, ?, ?)", row)
+
+    hub._writer.run(work)
+
+
+def table_rows(hub: Hub, tenant_id: str) -> dict[str, list[tuple]]:
+    """Everything that the database has of a tenant, to the byte."""
+    with closing(sqlite3.connect(hub.path / "hub.db")) as db:
+        of = {name: f"SELECT * FROM {name} WHERE tenant_id = ? ORDER BY 1"
+              for name in ("episodes", "agents", "changes", "tenants", "holds", "attic", "queries")}  # fmt: skip
+        of |= {name: f"SELECT {name}.* FROM {name} JOIN episodes ON episodes.id = episode_id WHERE tenant_id = ?"
+               " ORDER BY 1, 2" for name in ("vectors", "episode_sources", "recalls")}  # fmt: skip
+        return {name: db.execute(query, (tenant_id,)).fetchall() for name, query in of.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        fill(hub, Random(seed))
+        hub.put(Episode(tenant_id=T, agent_id=A, task=M, input="embedded", output="", reward=1))
+        hub.recall(T, f"{M} query")
+        assert "hub.db-wal" in traces(tmp_path)
+        before = table_rows(hub, "acme"), hub.recall("acme", V, k=99)
+        report = hub.erase_tenant(T, reason="request 17", actor="officer")
+        assert traces(tmp_path) == {}
+        # What SQLite had of the pages in RAM does not come back either.
+        hub.put([Episode(tenant_id="other", agent_id=f"b{n}", task="t", input="i" * 99, output="", reward=0, vector=-V)
+                 for n in range(300)])  # fmt: skip
+        hub.forget("other", hub.episodes("other")["id"].to_list()[::2], reason="plain")
+        assert traces(tmp_path) == {}
+        assert hub.verify().ok, hub.verify()
+        after = table_rows(hub, "acme"), hub.recall("acme", V, k=99)
+        assert after[0] == before[0]
+        assert [each.episode.id for each in after[1]] == [each.episode.id for each in before[1]]
+    assert traces(tmp_path) == {}
+    with Hub(tmp_path) as hub:
+        assert traces(tmp_path) == {}
+        assert hub.verify().ok
+        assert str(report.changes) in str(report)
+        assert "request 17" in str(report)
+        row = hub.erasures().row(0, named=True)
+        assert (row["id"], row["changes"], row["actor"], row["reason"]) == (
+            report.id, report.changes, "officer", "request 17",
+        )  # fmt: skip
+
+
+def test_erasing_a_tenant_leaves_every_other_tenants_rows_log_and_index_as_they_were(tmp_path, small_graphs):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        fill(hub, Random(1))
+        hub.put([Episode(tenant_id="acme", agent_id="b", task="t", input=f"{n}", output="", reward=0,
+                         vector=np.random.default_rng(n).normal(size=384)) for n in range(100)])  # fmt: skip
+        hub.put([marked(vector=np.random.default_rng(n).normal(size=384)) for n in range(100)])
+        for tenant_id in (T, "acme"):
+            hub.recall(tenant_id, V, k=1)
+            small_graphs(hub, tenant_id)
+        hub.snapshot()
+        assert T in (tmp_path / "index/manifest.json").read_text()
+        rows = {name: table_rows(hub, name) for name in ("acme", "other")}
+        found = hub.recall("acme", V, k=1_000)
+        index = hub._indexes.get("acme")
+        files = {each.name: each.read_bytes() for each in (tmp_path / "index").glob("*.usearch")}
+        assert len(files) == 2
+        gone = np.random.default_rng(3).normal(size=384).astype("<f2").tobytes()[:64]
+        assert traces(tmp_path, gone)
+        hub.erase_tenant(T, reason="r")
+        assert {name: table_rows(hub, name) for name in ("acme", "other")} == rows
+        assert [(m.episode.id, m.score) for m in hub.recall("acme", V, k=1_000)] == [
+            (m.episode.id, m.score) for m in found
+        ]
+        assert hub._indexes.get("acme") is index
+        (left,) = (tmp_path / "index").glob("*.usearch")
+        assert left.read_bytes() == files[left.name]
+        # A graph has the direction of plain vectors of the same seed: it is the tenant's own bytes that are gone.
+        assert traces(tmp_path) == {}
+        assert hub.verify().ok
+
+
+def test_nothing_shows_an_erased_tenant_any_more_and_its_name_is_free(hub):
+    made = marked()
+    hub.put(made)
+    hub.spawn_agent(T, A, lifetime=60)
+    hub.erase_tenant(T, reason="r")
+    calls = [lambda: hub.recall(T, V), lambda: hub.episodes(T), lambda: hub.stats(T), lambda: hub.changes(tenant_id=T),
+             lambda: hub.forget(T, ["x"], reason="r"), lambda: hub.sync_agent(T, A, after=0),
+             lambda: hub.erase_tenant(T, reason="r")]  # fmt: skip
+    for call in calls:
+        with pytest.raises(UnknownTenant, match="erased"):
+            call()
+    assert T not in str(hub.tenants()) + str(hub.episodes()) + str(hub.agents()) + str(hub.changes())
+    assert hub.expire_leases() == []
+    with pytest.raises(IdConflict) as conflict:
+        hub.put([marked(), made])
+    assert (conflict.value.ids, conflict.value.forgotten) == ([made.id], True)
+    assert conflict.value.details["erased"]
+    hub.put(marked(output="again"))
+    assert [each.output for each in hub.recall(T, V)] == ["again"]
+    assert hub.verify().ok
+    hub.erase_tenant(T, reason="r")
+    assert hub.verify().ok
+    assert hub.erasures()["episodes"].to_list() == [1, 1]
+
+
+def test_an_erased_agent_is_in_no_byte_of_any_file_and_the_others_are_whole(tmp_path):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        hub.set_retention("acme", MinReward(0.1), actor=A)  # it made the tenant
+        fill(hub, Random(2), tenant_id="acme")
+        stays = Episode(tenant_id="acme", agent_id="b", task="t", input="", output="stays", reward=1, vector=-V)
+        falls = Episode(tenant_id="acme", agent_id="b", task="t", input="", output="falls", reward=1, vector=-V)
+        hub.put([stays, falls], actor=A)
+        hold(hub, "acme", stays.id, f"better than {A}.", A)
+        hub.forget("acme", [falls.id], reason=f"as bad as {A}", actor=f"{A}")
+        episodes = hub.episodes("acme", agent_id="b").rows()
+        alive = hub.stats("acme").agents_alive
+        report = hub.erase_agent("acme", A, reason="request 18")
+        assert traces(tmp_path) == {}
+        assert hub.verify().ok, hub.verify()
+        assert report.agents == 1
+        assert hub.stats("acme").agents_alive == alive - 1
+        assert hub.episodes("acme", agent_id="b").rows() == episodes
+        assert hub.episodes("acme", agent_id=A).is_empty()
+        kinds = hub.changes(tenant_id="acme")["kind"].to_list()
+        assert "tenant_created" in kinds
+        assert kinds.count("agent_erased") == kinds.count("erasure_finished") == 1
+        with pytest.raises(InvalidRequest, match="nothing of"):
+            hub.erase_agent("acme", A, reason="r")
+        hub.erase_tenant("acme", reason="r", even_held=True)
+        assert hub.verify().ok, hub.verify()
+
+
+def test_erased_episodes_are_in_no_byte_of_any_file_live_or_forgotten(tmp_path):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        ids = fill(hub, Random(3), tenant_id="acme", agent_id="b")
+        cites = Episode(
+            tenant_id="acme", agent_id="b", task="t", input="", output="", reward=1, sources=["plain-0"], vector=-V
+        )
+        hub.put([cites, marked(tenant_id="acme", agent_id="b", id="plain-0")])
+        hold(hub, "acme", "plain-0", f"{M} reason")
+        with pytest.raises(HeldEpisodes) as held:
+            hub.erase_episodes("acme", [*ids, "plain-0"], reason="r")
+        assert held.value.details["ids"] == ["plain-0"]
+        assert traces(tmp_path)
+        before = hub.stats("acme").episodes
+        report = hub.erase_episodes("acme", [*ids, "plain-0", "never-there"], reason="r", even_held=True)
+        # 10 of them had been forgotten before, and the log named them still.
+        assert (report.episodes, report.holds, report.vectors) == (len(ids) + 1, 1, len(ids) - 9)
+        assert hub.stats("acme").episodes == before - report.vectors
+        found = traces(tmp_path)
+        assert [m.episode.sources for m in hub.recall("acme", -V, k=999) if m.episode.id == cites.id] == [("plain-0",)]
+        hub.erase_episodes("acme", [cites.id], reason="r")
+        with pytest.raises(InvalidRequest, match="nothing of"):
+            hub.erase_episodes("acme", ids, reason="r")
+        assert hub.verify().ok, hub.verify()
+        assert found == traces(tmp_path) == {}
+
+
+def test_what_was_erased_or_is_unknown_or_would_leave_its_name_in_the_log_is_refused(hub, episode):
+    hub.put(episode(1, agent_id="smith"))
+    with pytest.raises(UnknownTenant, match="spelled"):
+        hub.erase_tenant("acmee", reason="r")
+    for call in [
+        lambda: hub.erase_agent("acme", "smyth", reason="r"),
+        lambda: hub.erase_episodes("acme", ["x"], reason="r"),
+        lambda: hub.erase_episodes("acme", "x", reason="r"),
+        lambda: hub.erase_episodes("acme", [], reason="r"),
+        lambda: hub.erase_tenant("acme", reason=" "),
+        lambda: hub.erase_tenant("acme", reason="a letter from acme."),
+        lambda: hub.erase_agent("acme", "smith", reason="r", actor="acme/smith"),
+    ]:
+        with pytest.raises(InvalidRequest):
+            call()
+    assert hub.erasures().is_empty()
+    hub.erase_agent("acme", "smith", reason="as smithy and acme asked")
+    assert hub.stats("acme").episodes == 0
+
+
+KILL = """
+import os, signal, sys
+from tests.hub.test_erasure import A, T, Hub, Random, fill
+from fedlab.hub import eraser, erasing, wiping
+
+module, name, times, after, scope = sys.argv[2:]
+owner = {"eraser": eraser.Eraser, "erasing": erasing, "wiping": wiping}[module]
+real, left = getattr(owner, name), int(times)
+
+def fatal(*args):
+    global left
+    left -= 1
+    result = real(*args) if left or after == "after" else None
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+hub = Hub(sys.argv[1], embedder="hashing")
+ids = fill(hub, Random(4), tenant_id=T if scope == "tenant" else "acme", agent_id="b" if scope == "episodes" else A)
+setattr(owner, name, fatal)
+eraser.TURN = 0
+if scope == "tenant":
+    hub.erase_tenant(T, reason="r")
+elif scope == "agent":
+    hub.erase_agent("acme", A, reason="r")
+else:
+    hub.erase_episodes("acme", ids, reason="r")
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "scope"),
+    [
+        ("eraser _remove_rows 1 before", "tenant"),
+        ("erasing redact 2 after", "tenant"),
+        ("erasing redact 3 after", "agent"),
+        ("erasing redact 3 after", "episodes"),
+        ("eraser _drop_caches 1 before", "tenant"),
+        ("eraser _finish_rows 1 before", "agent"),
+        ("eraser _finish_files 1 before", "tenant"),
+        ("wiping overwrite 1 after", "tenant"),
+        ("wiping wipe 1 after", "episodes"),
+    ],
+)
+def test_an_erasure_that_was_killed_is_completed_at_the_next_start(tmp_path, step, scope):
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, tmp_path, *step.split(), scope], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with Hub(tmp_path) as hub:
+        assert traces(tmp_path) == {}
+        assert hub.verify().ok, hub.verify()
+        (row,) = hub.erasures().to_dicts()
+        assert row["done_at"]
+        assert row["episodes"] > 90
+        assert hub.stats("acme").episodes == hub.episodes("acme").height
+        assert hub.changes(kind="erasure_finished").height == 1
+    assert traces(tmp_path) == {}
+
+
+def test_while_an_erasure_is_under_way_nothing_shows_and_nobody_writes_there(tmp_path, monkeypatch):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        fill(hub, Random(5))
+        reached, go_on = threading.Event(), threading.Event()
+        real = erasing.redact
+
+        def slow(*args):
+            reached.set()
+            assert go_on.wait(20)
+            return real(*args)
+
+        monkeypatch.setattr(erasing, "redact", slow)
+        eraser = threading.Thread(target=hub.erase_tenant, args=(T,), kwargs={"reason": "r"})
+        eraser.start()
+        try:
+            assert reached.wait(20)
+            assert M not in str(
+                hub.episodes().rows() + hub.agents().rows() + hub.changes().rows() + hub.tenants().rows()
+            )
+            for call in (lambda: hub.recall(T, V), lambda: hub.sync_agent(T, A, after=0)):
+                with pytest.raises(UnknownTenant):
+                    call()
+            late = hub.put_soon(marked(), actor="late")
+        finally:
+            go_on.set()
+            eraser.join()
+        with pytest.raises(HubUnavailable, match="being erased"):
+            late.result()
+        assert traces(tmp_path) == {}
+
+
+def test_others_go_on_during_an_erasure_and_the_end_is_the_same_in_many_steps(tmp_path, monkeypatch):
+    from fedlab.hub import eraser
+
+    monkeypatch.setattr(eraser, "TURN", 0)
+    monkeypatch.setattr(eraser, "STEP", 2)
+    monkeypatch.setattr(wiping, "PAGES", 7)
+    with Hub(tmp_path, embedder="hashing", durability="off") as hub:
+        fill(hub, Random(6))
+        before, stop, stored = hub.stats("acme").episodes, threading.Event(), []
+
+        def push() -> None:
+            while not stop.is_set():
+                stored.append(
+                    hub.put(Episode(tenant_id="acme", agent_id="b", task="t", input="", output="", reward=0, vector=-V))
+                )
+                hub.recall("acme", -V)
+
+        others = [threading.Thread(target=push) for _ in range(2)]
+        for each in others:
+            each.start()
+        hub.erase_tenant(T, reason="r")
+        assert traces(tmp_path) == {}
+        stop.set()
+        for each in others:
+            each.join()
+        assert hub.stats("acme").episodes == before + len(stored)
+        assert hub.verify().ok, hub.verify()
+    assert traces(tmp_path) == {}
+
+
+def test_a_reader_that_stays_holds_an_erasure_up_and_does_not_stop_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(wiping, "PATIENCE", 0.1)
+    with Hub(tmp_path, embedder="hashing") as hub:
+        fill(hub, Random(7), 3)
+        with closing(sqlite3.connect(tmp_path / "hub.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM episodes").fetchone()[0]
+            with pytest.raises(HubUnavailable, match="reading"):
+                hub.erase_tenant(T, reason="r")
+            assert hub.erasures()["done_at"].to_list() == [None]
+            hub.put(marked(tenant_id="acme"))
+        hub.erase_episodes("acme", [hub.episodes("acme", agent_id=A)["id"][0]], reason="r")
+        assert traces(tmp_path) == {}
+        assert None not in hub.erasures()["done_at"].to_list()
+
+
+def test_verify_finds_what_is_back_and_what_was_emptied_without_an_erasure(tmp_path, episode, vector):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        hub.put([episode(n, id=f"x{n}", vector=vector(n)) for n in range(6)])
+        hub.erase_episodes("acme", ["x3"], reason="r")
+        hub.put(episode(7, id="y7", vector=vector(7)))
+        assert hub.verify().ok
+    changed = {
+        "UPDATE changes SET subject = (SELECT subject FROM changes WHERE kind = 'episode_erased') WHERE subject = 'x5'": "",
+        "UPDATE changes SET kind = 'erased', digest = randomblob(32) WHERE subject = 'x5'": "log: change",
+        "UPDATE erasures SET changes = 2": "the ledger says",
+        "DELETE FROM erasures": "the ledger says",
+    }
+    for sql, named in changed.items():
+        with closing(sqlite3.connect(tmp_path / "hub.db")) as db:
+            kept = list(db.iterdump())
+            db.execute(sql)
+            db.commit()
+        with Hub(tmp_path) as hub:
+            assert named in str(hub.verify())
+            assert not hub.verify().ok
+        (tmp_path / "hub.db").unlink()
+        with closing(sqlite3.connect(tmp_path / "hub.db")) as db:
+            db.executescript("\n".join(kept))
+    from fedlab.hub.log import erased_id
+
+    with Hub(tmp_path) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(hub._erased), "__bool__", lambda _: False)
+        hub.put(episode(3, id="x3", vector=vector(3)))
+        assert "'x3' (number 12): it was erased, and is here again" in str(hub.verify())
+    assert erased_id("acme", "x3") != erased_id("acm", "ex3")
+
+
+@pytest.mark.parametrize("scope", ["tenant", "agent", "episodes"])
+def test_an_older_copy_loses_what_was_erased_since(tmp_path, scope):
+    old, new = tmp_path / "old", tmp_path / "new"
+    tenant_id, agent_id = (T if scope == "tenant" else "acme"), ("b" if scope == "episodes" else A)
+    with Hub(new, embedder="hashing") as hub:
+        ids = fill(hub, Random(8), 4, tenant_id, agent_id)
+        old.mkdir()
+        with closing(sqlite3.connect(new / "hub.db")) as source, closing(sqlite3.connect(old / "hub.db")) as target:
+            source.backup(target)
+        hub.put([marked(tenant_id=tenant_id, agent_id=agent_id, id=f"{M}-late"), marked(tenant_id="other", agent_id="b", task="t",
+                 input="", output="", metadata={}, sources=(), vector=-V)])  # fmt: skip
+        ids.append(f"{M}-late")
+        match scope:
+            case "tenant":
+                hub.erase_tenant(T, reason="r")
+            case "agent":
+                hub.erase_agent("acme", A, reason="r")
+            case _:
+                hub.erase_episodes("acme", ids, reason="r")
+        with hub._reading() as connection:
+            ledger = export_ledger(connection)
+    assert traces(old)
+    engine = schema.open_engine(old / "hub.db", "full", writer=True)
+    for number in (1, 0):
+        with schema.begin(engine, "IMMEDIATE") as connection:
+            assert apply_ledger(connection, ledger) == number
+    engine.dispose()
+    with Hub(old) as hub:
+        assert traces(old) == {}
+        assert hub.verify().ok, hub.verify()
+        assert hub.erasures()["id"].to_list() == [ledger[0].id]
+        with pytest.raises(IdConflict):
+            hub.put(marked(tenant_id=tenant_id, agent_id=agent_id, id=ids[0]))
+        with pytest.raises(InvalidRequest, match="another way"):
+            other = [msgspec.structs.replace(ledger[0], id="of another log", seq=9)]
+            hub._writer.run(lambda tx: apply_ledger(tx, other))
+
+
+def test_a_life_that_began_before_an_erasure_is_over(hub, episode):
+    for name in ("a1", "a2"):
+        hub.spawn_agent("acme", name, lifetime=60)
+    after = hub.info().seq
+    hub.put([episode(n, agent_id="a1", id=f"x{n}") for n in range(3)])
+    hub.erase_agent("acme", "a1", reason="r")
+    with pytest.raises(AgentExpired, match="erased"):
+        hub.sync_agent("acme", "a1", [episode(9, agent_id="a1")], after=after)
+    with pytest.raises(AgentExpired):
+        hub.spawn_agent("acme", "a1", lifetime=60, resume=True)
+    delta = hub.sync_agent("acme", "a2", after=after)
+    assert (len(delta.erased), delta.stored, delta.forgotten) == (3, [], [])
+    assert hub.sync_agent("acme", "a2", after=delta.seq).erased == []
+    hub.spawn_agent("acme", "a1", lifetime=60)
+    hub.sync_agent("acme", "a1", [episode(9, agent_id="a1")], after=hub.info().seq)
+    hub.erase_tenant("acme", reason="r")
+    with pytest.raises(AgentExpired, match="tenant"):
+        hub.sync_agent("acme", "a2", after=after)
+    hub.put(episode(1))
+    with pytest.raises(AgentExpired):
+        hub.sync_agent("acme", "a2", [episode(5)], after=delta.seq)
+    with pytest.raises(AgentExpired):
+        hub.spawn_agent("acme", "a2", lifetime=60, resume=True)
+    assert hub.stats("acme").episodes == 1
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "forget", "episodes", "agent", "tenant", "reopen"]),
+        st.integers(0, 7),
+        st.sampled_from("ab"),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS)
+def test_whatever_happens_nothing_erased_is_back_and_everything_agrees(tmp_path_factory, steps):
+    path = tmp_path_factory.mktemp("hub")
+    hub = Hub(path, embedder="hashing-8", durability="off")
+    live: set[tuple[str, str, str]] = set()
+    dead: set[tuple[str, str, str]] = set()
+    conflicts: list[bool] = []
+    for verb, number, tenant in steps:
+        agent, uid = f"agent-{number % 2}", f"x{number}"
+        own = {each for each in live if each[0] == tenant}
+        try:
+            if verb == "put":
+                hub.put(
+                    Episode(tenant_id=tenant, agent_id=agent, id=uid, task="t", input=uid, output="", reward=0),
+                    actor=agent,
+                )
+                live.add((tenant, agent, uid))
+            elif verb == "forget":
+                going = {each for each in own if each[2] == uid}
+                assert hub.forget(tenant, [uid], reason="r") == len(going)
+                live -= going
+            elif verb == "episodes":
+                hub.erase_episodes(tenant, [uid, f"x{number + 1}"], reason="r")
+                dead |= {each for each in own if each[2] in (uid, f"x{number + 1}")}
+            elif verb == "agent":
+                hub.erase_agent(tenant, agent, reason="r")
+                dead |= {each for each in own if each[1] == agent}
+            elif verb == "tenant":
+                hub.erase_tenant(tenant, reason="r")
+                dead |= own
+            else:
+                hub.close()
+                hub = Hub(path)
+        except IdConflict as conflict:
+            conflicts.append(conflict.forgotten)
+        except (UnknownTenant, InvalidRequest):
+            assert not own or verb in ("episodes", "agent")
+        live -= dead
+        assert {(row["tenant_id"], row["agent_id"], row["id"]) for row in hub.episodes().to_dicts()} == live
+    assert hub.verify().ok, hub.verify()
+    hub.close()
