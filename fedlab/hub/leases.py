@@ -31,7 +31,7 @@ class Leases:
         self._most = most
         until = clock.now() + self._milliseconds
         self._until = dict.fromkeys(alive, until)
-        self._lives: dict[tuple[str, str], str] = {}
+        self._nonces: dict[tuple[str, str], str] = {}
         self._alive = Counter(tenant_id for tenant_id, _ in self._until)
 
     def check_room(self, tenant_id: str, agent_id: str, granted: set[tuple[str, str]]) -> None:
@@ -47,25 +47,25 @@ class Leases:
                 f" max_agents_per_tenant={self._most:,} allows"
             )
 
-    def may_resume(self, tenant_id: str, agent_id: str, life: str) -> bool:
-        """Whether the life of this agent, if there is one, can be the one that is called `life`.
+    def may_resume(self, tenant_id: str, agent_id: str, nonce: str) -> bool:
+        """Whether the life of this agent, if there is one, can be the one that began with `nonce`.
 
         A client that did not hear whether its spawn arrived repeats it as a resume, and must not slip into the life
-        of another agent of the same id. What a life was called is not known after a restart, or if it has no name.
+        of another agent of the same id. After a restart no nonce is known, and every resume is believed.
         """
-        held = self._lives.get((tenant_id, agent_id))
-        return not held or not life or held == life
+        held = self._nonces.get((tenant_id, agent_id))
+        return not held or not nonce or held == nonce
 
-    def grant(self, tenant_id: str, agent_id: str, expires_at: int, life: str = "") -> None:
+    def grant(self, tenant_id: str, agent_id: str, expires_at: int, nonce: str = "") -> None:
         """A life began or was resumed: it may be silent to its end, and a little longer."""
-        if life:
-            self._lives[tenant_id, agent_id] = life
+        if nonce:
+            self._nonces[tenant_id, agent_id] = nonce
         self._alive[tenant_id] += (tenant_id, agent_id) not in self._until
         self._until[tenant_id, agent_id] = expires_at + self._milliseconds
 
     def end(self, tenant_id: str, agent_id: str) -> None:
         """A life ended."""
-        self._lives.pop((tenant_id, agent_id), None)
+        self._nonces.pop((tenant_id, agent_id), None)
         if self._until.pop((tenant_id, agent_id), None) is not None:
             self._alive[tenant_id] -= 1
 

@@ -51,11 +51,11 @@ class AgentMethods(EpisodeMethods):
         *,
         lifetime: float,
         resume: bool = False,
-        life: str = "",
+        nonce: str = "",
         actor: str | None = None,
         wake: Callable[[], None] | None = None,
     ) -> Future[AgentRecord]:
-        """As `spawn_agent`, at once; `life` is a word of the agent's own: a resume by another's word is refused."""
+        """As `spawn_agent`, at once; `nonce` is the spawn's own: another's resume is refused."""
         check_name(tenant_id, "tenant_id")
         check_name(agent_id, "agent_id")
         number = isinstance(lifetime, (int, float)) and not isinstance(lifetime, bool)
@@ -66,13 +66,13 @@ class AgentMethods(EpisodeMethods):
 
         def spawn(tx: Transaction) -> AgentRecord:
             self._leases.check_room(tenant_id, agent_id, tx.granted)
-            mine = resume and self._leases.may_resume(tenant_id, agent_id, life)
+            mine = resume and self._leases.may_resume(tenant_id, agent_id, nonce)
             return operations.spawn(
                 tx, tenant_id, agent_id, lifetime_ms=round(lifetime * 1000), resume=mine, actor=actor or agent_id
             )
 
         def granted(record: AgentRecord) -> Future[AgentRecord]:
-            self._leases.grant(tenant_id, agent_id, record.expires_at, life)
+            self._leases.grant(tenant_id, agent_id, record.expires_at, nonce)
             return done(record)
 
         return then(self._writer.submit(spawn, wake=wake), granted)

@@ -128,7 +128,7 @@ class HubConnection(abc.ABC):
             agent_id=agent_id,
             lifetime=lifetime,
             resume=resume,
-            life="" if resume else secrets.token_hex(8),
+            nonce="" if resume else secrets.token_hex(8),
         )
         life: Life = await self.call("spawn_agent", params)
         return life

@@ -84,7 +84,7 @@ class SpawnAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
     agent_id: str
     lifetime: float
     resume: bool = False
-    life: Annotated[str, Meta(max_length=100)] = ""  # made with each spawn: whose life it is that is resumed
+    nonce: Annotated[str, Meta(max_length=100)] = ""  # made with each spawn: whose life it is that is resumed
 
 
 class SyncAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101

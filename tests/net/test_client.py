@@ -123,7 +123,7 @@ async def test_an_agent_keeps_its_life_over_a_lost_connection(proxy: Proxy, hub:
 async def test_a_repeated_spawn_does_not_slip_into_the_life_of_another(proxy: Proxy, hub: Hub, token: Any):
     async with fedlab.connect(proxy.url, token(None, "admin")) as connection:
         await connection.info()
-        hub.spawn_agent_soon("acme", "a1", lifetime=60, life="another's").result()
+        hub.spawn_agent_soon("acme", "a1", lifetime=60, nonce="another's").result()
         proxy.cut_at_answer = True  # the refusal is lost: the client has to ask again, as if for a life of its own
         with pytest.raises(IdConflict, match="is alive"):
             await connection.spawn_agent("acme", "a1", lifetime=60)

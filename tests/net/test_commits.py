@@ -69,9 +69,9 @@ async def test_after_a_slow_commit_writes_leave_the_event_loop_and_come_back(
         await connection.spawn_agent("acme", "a1", lifetime=60)
         assert threads == [True, True, False, False]
         server.commits.slow_until = 0.0  # a second later
-        for n in range(3, 23):  # the hub's thread may still be awake, and quicker
+        for n in range(3, 23):  # the hub's thread may still be awake, and the disk be slow in earnest
             await connection.sync_agent("acme", "a1", [episode(n, agent_id="a1", vector=vector(n))], after=0)
-        assert threads[-1]
+        assert any(threads[4:])
         await connection.put([episode(n, vector=vector(n)) for n in range(30, 31 + SMALL)])  # not small
     assert not threads[-1]
     assert hub.stats().episodes == 24 + SMALL
