@@ -39,7 +39,17 @@ if TYPE_CHECKING:
     from fedlab.hub import Hub
     from fedlab.net import HubConnection, connect, connect_sync, serve
     from fedlab.recall import Random, RecallPolicy, Recency, Reward, Similarity
-    from fedlab.retention import KeepForever, MaxAge, MaxEpisodes, MinReward, RetentionPolicy
+    from fedlab.retention import (
+        Decay,
+        Distinct,
+        KeepForever,
+        MaxAge,
+        MaxBytes,
+        MaxEpisodes,
+        MinReward,
+        RetentionPolicy,
+        Unused,
+    )
 
 _MODULES = {
     "fedlab.agent": ("EphemeralAgent", "SyncReport"),
@@ -69,7 +79,17 @@ _MODULES = {
     "fedlab.hub": ("Hub",),
     "fedlab.net": ("HubConnection", "connect", "connect_sync", "serve"),
     "fedlab.recall": ("Random", "RecallPolicy", "Recency", "Reward", "Similarity"),
-    "fedlab.retention": ("KeepForever", "MaxAge", "MaxEpisodes", "MinReward", "RetentionPolicy"),
+    "fedlab.retention": (
+        "Decay",
+        "Distinct",
+        "KeepForever",
+        "MaxAge",
+        "MaxBytes",
+        "MaxEpisodes",
+        "MinReward",
+        "RetentionPolicy",
+        "Unused",
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

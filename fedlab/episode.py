@@ -132,7 +132,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
         vector: Shape (dimension,); the hub embeds `text` if there is none.
         sources: Ids of the episodes that the agent had recalled when it made this one.
         metadata: Any JSON object.
-        expires_at: Ms UTC after which a retention policy may let it go.
+        expires_at: Ms UTC from which on retention lets it go, whatever the tenant's policy.
 
     Raises:
         InvalidEpisode: If a field is missing its meaning; the message names it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,8 +18,6 @@ from fedlab.clock import to_ms
 from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
@@ -116,7 +115,7 @@ class RecallPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             age_days = np.maximum(now - created_at, 0) / 86_400_000
             score += self.recency * np.exp2(-age_days / self.half_life_days)
         if self.random:
-            score += self.random * _uniform(ids, self.seed)
+            score += self.random * uniform(ids, self.seed)
         return score
 
 
@@ -184,6 +183,15 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether nothing is filtered."""
         return self == _NOTHING
 
+    def __str__(self) -> str:
+        says = {"min_reward": "reward at least {:g}", "since": "made since {}", "until": "made before {}"}
+        given = msgspec.to_builtins(self)
+        parts = []
+        for name, value in given.items():
+            shown = datetime.fromtimestamp(value / 1000, UTC).isoformat() if name in ("since", "until") else value
+            parts.append(says.get(name, name + " {!r}").format(shown))
+        return " and ".join(parts) or "everything"
+
 
 _NOTHING = Filter()
 
@@ -231,7 +239,7 @@ def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers
     return np.asarray(candidates[order[:k]], dtype=np.int64)
 
 
-def _uniform(ids: Integers, seed: int) -> Floats:
+def uniform(ids: Integers, seed: int) -> Floats:
     """One draw from [0, 1) for each id: the finalizer of SplitMix64 (Steele, Lea, Flood 2014)."""
     with np.errstate(over="ignore"):
         x = ids.astype(np.uint64) + np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * np.uint64(0x9E3779B97F4A7C15)

@@ -8,27 +8,27 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.hub.log import episode_hash, vector_hash
-from fedlab.hub.schema import attic, changes, episode_sources, episodes, vectors
+from fedlab.hub.schema import attic, changes, episode_sources, episodes, listed, vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 BATCH = 500
-"""Episodes packed, purged or brought back with one statement."""
+"""Episodes purged or brought back with one statement."""
 _CONTENT = [column.name for column in episodes.c if column.name not in ("id", "hash")]
 
 
 def pack(connection: sa.Connection, numbers: Sequence[int]) -> dict[int, bytes]:
-    """The content of up to `BATCH` live episodes, by number."""
+    """The content of live episodes, by number."""
     sources: dict[int, list[str]] = {}
     query = sa.select(episode_sources.c.episode_id, episode_sources.c.source)
-    query = query.where(episode_sources.c.episode_id.in_(numbers)).order_by(episode_sources.c.position)
+    query = query.where(listed(episode_sources.c.episode_id, numbers)).order_by(episode_sources.c.position)
     for number, source in connection.execute(query):
         sources.setdefault(number, []).append(source)
     rows = connection.execute(
         sa.select(*(episodes.c[name] for name in _CONTENT), episodes.c.id, vectors.c.vector)
         .join(vectors, vectors.c.episode_id == episodes.c.id)
-        .where(episodes.c.id.in_(numbers))
+        .where(listed(episodes.c.id, numbers))
     )
     packed = {}
     for *content, number, vector in rows:

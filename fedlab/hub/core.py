@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from fedlab.clock import SystemClock
 from fedlab.embedding import EmbeddingService, get_embedder
 from fedlab.episode import check_name
-from fedlab.errors import HubUnavailable, InvalidRequest, UnknownTenant
-from fedlab.hub import attic, reading, schema
+from fedlab.errors import FedlabError, HubUnavailable, InvalidRequest, UnknownTenant
+from fedlab.hub import attic, reading, schema, usage
 from fedlab.hub.directory import (
     Directory,
     check_identity,
@@ -65,6 +65,7 @@ class HubCore:
         self.path = self._directory.path
         self._listeners: list[Callable[[int], object]] = []
         self._changed_at: dict[str, int] = {}
+        self._usage = usage.Usage()
         self._closing = threading.Lock()
         self.closed = False
         with contextlib.ExitStack() as undo:
@@ -157,6 +158,10 @@ class HubCore:
             if self.closed:
                 return
             self.closed = True
+        try:
+            self._write_usage()
+        except FedlabError as error:
+            logger.warning("what was recalled last could not be written (%s)", error)
         self._writer.close()
         self._embedding.close()
         self._indexes.close()
@@ -201,6 +206,11 @@ class HubCore:
                 listener(tx.head.seq)
             except Exception:
                 logger.exception("a listener failed at seq %d", tx.head.seq)
+
+    def _write_usage(self) -> None:
+        """Write down what was recalled so far, for whoever is about to read it."""
+        if taken := self._usage.take():
+            self._writer.run(lambda tx: usage.write(tx, taken))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

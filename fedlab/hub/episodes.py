@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from fedlab.episode import Episode, Memory, check_note, to_vector
-from fedlab.errors import InvalidRequest
-from fedlab.hub import operations, reading
+from fedlab.errors import HubUnavailable, InvalidRequest
+from fedlab.hub import operations, reading, usage
 from fedlab.hub.core import HubCore
 from fedlab.hub.futures import done, then
 from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_k
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from datetime import datetime
 
-    import numpy as np
     import numpy.typing as npt
 
     from fedlab.episode import Vector
@@ -123,6 +124,9 @@ class EpisodeMethods(HubCore):
             live = [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits if hit.id in found]
             # What was forgotten between search and read leaves a gap: look further, by as much.
             if len(live) >= k or len(hits) < k + gone:
+                self._note(
+                    tenant_id, [hit.id for hit in hits if hit.id in found][:k], vector if policy.similarity else None, k
+                )
                 return live[:k]
             gone = len(hits) - len(live)
 
@@ -150,6 +154,9 @@ class EpisodeMethods(HubCore):
 
         Returns:
             How many were there.
+
+        Raises:
+            HeldEpisodes: If one of them is held; then none is forgotten.
         """
         self._require(tenant_id)
         wanted = [] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
@@ -162,6 +169,14 @@ class EpisodeMethods(HubCore):
         return self._writer.run(
             lambda tx: operations.forget(tx, tenant_id, wanted, reason=reason, actor=actor), len(wanted) + 1
         )
+
+    def _note(self, tenant_id: str, ids: list[int], vector: npt.NDArray[Any] | None, k: int) -> None:
+        """Count a recall, in RAM; every now and then the writer's thread writes what there is."""
+        query = None if vector is None else np.asarray(vector, np.float16)
+        if self._usage.add(usage.Recalled(tenant_id, ids, query, k, self.clock.now())):
+            taken = self._usage.take()
+            with contextlib.suppress(HubUnavailable):  # closed a moment ago
+                self._writer.submit(lambda tx: usage.write(tx, taken))
 
     def _checked(self, episodes: Episode | Sequence[Episode], actor: str = "local") -> list[Episode]:
         self._require_open()

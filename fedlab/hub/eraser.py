@@ -20,7 +20,7 @@ from fedlab.hub import erasing, migrations, operations, wiping
 from fedlab.hub.directory import sync
 from fedlab.hub.erased import Erasure
 from fedlab.hub.log import name_hash
-from fedlab.hub.schema import agents, begin, episodes, erasures, holds
+from fedlab.hub.schema import agents, begin, episodes, erasures, holds, listed
 from fedlab.hub.values import ErasureReport
 from fedlab.hub.writer import MAX_WEIGHT
 
@@ -241,7 +241,7 @@ def _check_holds(tx: Transaction, erasure: Erasure) -> None:
     if erasure.scope == "agent":
         query = query.where(episodes.c.agent_id == erasure.agent_id)
     elif erasure.scope == "episodes":
-        query = query.where(erasing.listed(episodes.c.id, erasure.numbers))
+        query = query.where(listed(episodes.c.id, erasure.numbers))
     if held := tx.connection.scalars(query).all():
         raise HeldEpisodes(
             f"{len(held)} of the episodes are held ({held[0]!r} …), and nothing was erased: release them first, or"

@@ -26,6 +26,7 @@ from fedlab.hub.schema import (
     episodes,
     erasures,
     holds,
+    listed,
     queries,
     tenants,
     vectors,
@@ -63,12 +64,6 @@ class Plan(NamedTuple):
 
     redact: list[int]
     mask: list[int]
-
-
-def listed(column: sa.ColumnElement[Any], values: Iterable[Any]) -> sa.ColumnElement[bool]:
-    """`column IN values`, however many there are."""
-    packed = msgspec.json.encode(list(values)).decode()
-    return column.in_(sa.select(sa.func.json_each(packed).table_valued("value").c.value))
 
 
 def make_plan(connection: sa.Connection, erasure: Erasure) -> Plan:

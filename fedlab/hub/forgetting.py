@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import sqlalchemy as sa
 
 from fedlab.hub import operations
-from fedlab.hub.schema import episodes, tenants
-from fedlab.hub.values import RetentionPreview
-from fedlab.retention import KeepForever, RetentionPolicy
+from fedlab.hub.schema import episodes, holds, listed, tenants
+from fedlab.retention import KeepForever, RetentionPolicy, Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedlab.hub.log import Transaction
     from fedlab.hub.writer import Writer
+    from fedlab.retention import Ids
 
-BATCH = 500
-"""Episodes forgotten in one transaction: about 10 ms of the writer."""
+HOLD = 0.02
+"""Seconds that a batch should take: a push that comes meanwhile waits so long."""
+FEWEST, MOST = 100, 1_000
+"""Episodes in one batch: fewer would spend most of the time on the commit."""
+
+
+class Verdict(NamedTuple):
+    """What is to go, ids ascending.
+
+    Args:
+        expired: Whose own `expires_at` has come.
+        condemned: What the policy removes beside that.
+        held: What would go too, but is held.
+    """
+
+    expired: Ids
+    condemned: Ids
+    held: Ids
 
 
 def read_policy(connection: sa.Connection, tenant_id: str) -> RetentionPolicy:
@@ -25,32 +45,58 @@ def read_policy(connection: sa.Connection, tenant_id: str) -> RetentionPolicy:
     return KeepForever() if held is None else RetentionPolicy.from_json(held)
 
 
-def preview(connection: sa.Connection, tenant_id: str, policy: RetentionPolicy, now: int) -> RetentionPreview:
-    """How many episodes a policy would remove at `now` (ms UTC), and how many would stay."""
-    own = episodes.c.tenant_id == tenant_id
-    count = sa.select(sa.func.count()).select_from(episodes)
-    total = connection.scalar(count.where(own)) or 0
-    removed = connection.scalar(count.where(own, policy.condemned(tenant_id, now))) or 0
-    return RetentionPreview(tenant_id=tenant_id, policy=str(policy), removed=removed, kept=total - removed)
+def judge(connection: sa.Connection, tenant_id: str, policy: RetentionPolicy, now: int) -> Verdict:
+    """What a policy removes at `now` (ms UTC), decided at one moment."""
+    rows = Rows(connection, tenant_id, now)
+    expired = rows.ids(episodes.c.expires_at <= now)
+    condemned = rows.ids(policy.condemned(rows))
+    query = sa.select(holds.c.episode_id).where(holds.c.tenant_id == tenant_id).order_by(holds.c.episode_id)
+    exempt = np.array(connection.scalars(query).all(), np.int64)
+    return Verdict(
+        expired=np.setdiff1d(expired, exempt, assume_unique=True),
+        condemned=np.setdiff1d(condemned, np.union1d(expired, exempt), assume_unique=True),
+        held=np.intersect1d(np.union1d(expired, condemned), exempt, assume_unique=True),
+    )
 
 
-def condemned(connection: sa.Connection, tenant_id: str, policy: RetentionPolicy, now: int) -> list[str]:
-    """Ids of what a policy removes at `now`, decided at one moment."""
-    if isinstance(policy, KeepForever):
-        return []
-    query = sa.select(episodes.c.uid).where(episodes.c.tenant_id == tenant_id, policy.condemned(tenant_id, now))
-    return list(connection.scalars(query))
-
-
-def remove(writer: Writer, tenant_id: str, ids: list[str], policy: RetentionPolicy) -> int:
-    """Forget episodes, each logged with the policy as the reason; returns how many were still there."""
-    reason = f"retention: {policy}"
+def carry_out(writer: Writer, tenant_id: str, verdict: Verdict, policy: RetentionPolicy) -> int:
+    """Forget what is to go, each logged with the reason; returns how many were still there, and not held."""
     removed = 0
-    for start in range(0, len(ids), BATCH):
-        part = ids[start : start + BATCH]
+    reasons = ("retention: its expires_at has come", f"retention: {policy}")
+    for ids, reason in zip((verdict.expired, verdict.condemned), reasons, strict=True):
 
-        def forget(tx: Transaction, part: list[str] = part) -> int:
-            return operations.forget(tx, tenant_id, part, reason=reason, actor="retention")
+        def forget(tx: Transaction, part: Ids, reason: str = reason) -> int:
+            # Looked at again: since the decision, some may have been held, forgotten, or be on the way to be erased.
+            if tenant_id in tx.erased.under_way:
+                return 0
+            held = sa.exists().where(holds.c.episode_id == episodes.c.id)
+            query = sa.select(episodes.c.uid, episodes.c.id).where(listed(episodes.c.id, part.tolist()), ~held)
+            going = {uid: number for uid, number in tx.connection.execute(query)}
+            operations.remove(tx, tenant_id, going, reason=reason, actor="retention")
+            return len(going)
 
-        removed += writer.run(forget, weight=len(part))
+        removed += in_batches(writer, ids, forget)
     return removed
+
+
+def in_batches(writer: Writer, ids: Ids, operation: Callable[[Transaction, Ids], int]) -> int:
+    """Do something to many episodes, each batch in a transaction of its own; returns the sum of what it returns.
+
+    The next batch is as long as the time that the one before took allows.
+    """
+    total, start, size = 0, 0, FEWEST
+    while start < len(ids):
+        part = ids[start : start + size]
+        began = 0.0
+
+        def work(tx: Transaction, part: Ids = part) -> int:
+            nonlocal began
+            began = time.perf_counter()
+            return operation(tx, part)
+
+        writer.commit_waiting()  # who pushed during the batch before does not wait for this one too
+        total += writer.run(work, weight=len(part))
+        start += len(part)
+        factor = HOLD / max(time.perf_counter() - began, 1e-6)
+        size = int(min(MOST, max(FEWEST, size * min(2.0, max(0.5, factor)))))
+    return total

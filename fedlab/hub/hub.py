@@ -1,6 +1,6 @@
 """The `Hub`: the persistent memory of many tenants, embedded. Its methods are in the modules beside this one:
-`episodes.py`, `registry.py`, `frames.py`, `retaining.py`, `erasure.py`, `copying.py`, `transfer.py`; how it opens and
-closes is in `core.py`.
+`episodes.py`, `registry.py`, `frames.py`, `retaining.py`, `holding.py`, `erasure.py`, `copying.py`, `transfer.py`; how
+it opens and closes is in `core.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from fedlab.episode import Episode  # noqa: F401 - for the docstring
 from fedlab.hub.copying import CopyMethods
 from fedlab.hub.erasure import ErasureMethods
 from fedlab.hub.frames import FrameMethods
+from fedlab.hub.holding import HoldMethods
 from fedlab.hub.registry import AgentMethods
 from fedlab.hub.retaining import RetentionMethods
 from fedlab.hub.transfer import TransferMethods
 
 
-class Hub(AgentMethods, FrameMethods, RetentionMethods, ErasureMethods, CopyMethods, TransferMethods):
+class Hub(AgentMethods, FrameMethods, RetentionMethods, HoldMethods, ErasureMethods, CopyMethods, TransferMethods):
     """Keeps every episode of every tenant until someone asks for it to be forgotten.
 
     All methods are thread-safe, and what was written before a call began is seen by it. Writes are durable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedlab.recall import best
+from fedlab.recall import SIMILARITY, Filter, best
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from usearch.index import Index as Graph
 
     from fedlab.hub.log import Stored
-    from fedlab.recall import Filter, RecallPolicy
+    from fedlab.recall import RecallPolicy
 
     Array = npt.NDArray[Any]
 
@@ -69,6 +69,15 @@ class View:
     alive: Array
     tail: Array
     graph: Graph | None
+
+
+class Columns(NamedTuple):
+    """What some rows have in their columns: rewards and times (ms UTC) as they are, tasks and agents counted."""
+
+    rewards: Array
+    created_at: Array
+    tasks: dict[str, int]
+    agents: dict[str, int]
 
 
 class TenantIndex:
@@ -179,11 +188,12 @@ class TenantIndex:
         view = self._view
         if view.n == 0:
             return []
-        mask = self._mask(view, where)
         vector = None if query is None else unit([query])[0]
+        if vector is not None and where.passes_all and policy.only_similarity and view.first:
+            # No column is looked at whole: that would take ten times the time of the search.
+            return _search_graph(view, vector, k, policy, None, view.n - self.dead)
+        mask = self._mask(view, where)
         if vector is not None and mask is None and policy.only_similarity:
-            if view.first:
-                return _search_graph(view, vector, k, policy, None, view.n)
             similarity = view.tail[: view.n] @ vector
             top = best(similarity, view.created_at[: view.n], view.ids[: view.n], k)
             found = similarity[top].astype(np.float64)
@@ -195,13 +205,34 @@ class TenantIndex:
             top = best(base, view.created_at[: view.n], view.ids[: view.n], k)
             similarity = np.zeros(len(top)) if vector is None else _similarities(view, vector, top)
             return _hits(view, top, similarity, base[top])
-        if view.first == 0:
-            similarity = (view.tail[: view.n] @ vector).astype(np.float64)
-            score = base + policy.similarity * similarity
-            top = best(score, view.created_at[: view.n], view.ids[: view.n], k)
-            return _hits(view, top, similarity[top], score[top])
         matching = view.n if mask is None else int(np.count_nonzero(mask))
-        return _search_graph(view, vector, k, policy, base, matching)
+        return _search(view, vector, k, policy, base, matching)
+
+    def compare(self, queries: Sequence[Array], k: int, without: Array) -> list[tuple[list[Hit], list[Hit]]]:
+        """What each query finds by similarity, and what it would find if some rows (ascending ids) were gone."""
+        view = self._view
+        kept = self._mask(view, Filter())
+        kept = np.ones(view.n, np.bool_) if kept is None else kept
+        bases = []
+        for gone in (without[:0], without):
+            kept[_rows_of(view, gone)] = False
+            bases.append((np.where(kept, 0.0, -np.inf), int(np.count_nonzero(kept))))
+        before, after = bases
+        return [
+            (_search(view, each, k, SIMILARITY, *before), _search(view, each, k, SIMILARITY, *after))
+            for each in unit(queries)
+        ]
+
+    def describe(self, ids: Array) -> Columns:
+        """What is known of rows (ascending ids); of those that are not there, nothing."""
+        view = self._view
+        rows = _rows_of(view, ids)
+        return Columns(
+            view.rewards[rows],
+            view.created_at[rows],
+            dict(zip(self._tasks, np.bincount(view.tasks[rows]).tolist(), strict=False)),
+            dict(zip(self._agents, np.bincount(view.agents[rows]).tolist(), strict=False)),
+        )
 
     def holds(self, ids: Array, vectors: Array) -> Array:
         """Whether the index has these unit vectors under these ids (ascending), up to its precision."""
@@ -241,6 +272,16 @@ class TenantIndex:
         return replace(view, **changed) if changed else view
 
 
+def _search(view: View, vector: Array, k: int, policy: RecallPolicy, base: Array, matching: int) -> list[Hit]:
+    """The k best rows by similarity and `base`, which is -inf where a row must not be found."""
+    if view.first:
+        return _search_graph(view, vector, k, policy, base, matching)
+    similarity = (view.tail[: view.n] @ vector).astype(np.float64)
+    score = base + policy.similarity * similarity
+    top = best(score, view.created_at[: view.n], view.ids[: view.n], k)
+    return _hits(view, top, similarity[top], score[top])
+
+
 def _search_graph(
     view: View, vector: Array, k: int, policy: RecallPolicy, base: Array | None, matching: int
 ) -> list[Hit]:
@@ -249,7 +290,8 @@ def _search_graph(
     Candidates are the most similar rows and the rows with the largest `base`. Whatever is in neither group
     can score at most (smallest similarity of the first) + (smallest base of the second): when the k-th best
     reaches that bound, no better row is left (the threshold algorithm of Fagin, Lotem and Naor 2003).
-    Otherwise four times as many are taken. Filtered rows have a base of -inf; None stands for all zeros.
+    Otherwise four times as many are taken. Filtered rows have a base of -inf; None stands for zero where a row is
+    alive: the graph has no others, the tail may.
     """
     k = min(k, matching)
     if k == 0:
@@ -258,18 +300,18 @@ def _search_graph(
     while matching > FEW and policy.similarity > 0 and wanted < view.n // 4:
         rows, least = _most_similar(view, vector, wanted)
         bound = policy.similarity * least
-        if base is not None:
-            if not policy.only_similarity:
-                richest = np.argpartition(base, view.n - wanted)[-wanted:]
-                rows = np.union1d(rows, richest)
-                bound += float(base[richest].min())
-            rows = rows[np.isfinite(base[rows])]
+        if base is not None and not policy.only_similarity:
+            richest = np.argpartition(base, view.n - wanted)[-wanted:]
+            rows = np.union1d(rows, richest)
+            bound += float(base[richest].min())
+        rows = rows[view.alive[rows] if base is None else np.isfinite(base[rows])]
         hits = _best_of(view, vector, rows, k, policy, base)
         # The graph's own distances are of lower precision than the exact ones: allow for that.
         if len(hits) == k and hits[-1].score >= bound - 1e-3 * policy.similarity:
             return hits
         wanted *= 4
-    rows = np.arange(view.n) if base is None else np.flatnonzero(np.isfinite(base))
+    # A copy: NumPy counts first and fills afterwards, and another thread may forget a row in between.
+    rows = np.flatnonzero(view.alive[: view.n].copy() if base is None else np.isfinite(base))
     return _best_of(view, vector, rows, k, policy, base)
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from fedlab.errors import IdConflict
+from fedlab.errors import HeldEpisodes, IdConflict
 from fedlab.hub import attic
 from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, erased_id, unpack_vector, vector_hash
-from fedlab.hub.schema import agents, changes, episodes, tenants, vectors
+from fedlab.hub.schema import agents, changes, episodes, holds, listed, tenants, vectors
 from fedlab.hub.values import AgentRecord
 
 if TYPE_CHECKING:
@@ -145,11 +145,21 @@ def numbers_of(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -
 
 
 def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str, actor: str) -> int:
-    """Remove episodes and their vectors, and log each; returns how many there were."""
+    """Remove episodes and their vectors, and log each; returns how many there were.
+
+    Raises:
+        HeldEpisodes: If one of them is held.
+    """
     tx.flush()
     numbers = numbers_of(tx.connection, tenant_id, list(dict.fromkeys(uids)))
     live = {row.id for row in _rows(tx.connection, list(numbers.values()))}
     going = {uid: number for uid, number in numbers.items() if number in live}
+    query = sa.select(holds.c.episode_id).where(listed(holds.c.episode_id, going.values()))
+    if held := set(tx.connection.scalars(query)):
+        ids = [uid for uid, number in going.items() if number in held]
+        raise HeldEpisodes(
+            f"{len(ids)} of the episodes are held ({ids[0]!r} …): nothing was forgotten; `release` them first", ids=ids
+        )
     remove(tx, tenant_id, going, reason=reason, actor=actor)
     return len(going)
 
@@ -157,12 +167,8 @@ def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str,
 def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: str, actor: str) -> None:
     """Remove live episodes, given as id to number."""
     numbers = list(going.values())
-    kept: dict[int, bytes] = {}
-    for start in range(0, len(numbers), _PARAMETERS):
-        part = numbers[start : start + _PARAMETERS]
-        if tx.keep_forgotten:
-            kept |= attic.pack(tx.connection, part)
-        tx.connection.execute(sa.delete(episodes).where(episodes.c.id.in_(part)))
+    kept = attic.pack(tx.connection, numbers) if tx.keep_forgotten else {}
+    tx.connection.execute(sa.delete(episodes).where(listed(episodes.c.id, numbers)))
     rows = []
     for uid, number in going.items():
         seq = tx.log("episode_forgotten", tenant_id, uid, actor, reason)
@@ -171,6 +177,30 @@ def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: st
     attic.keep(tx.connection, rows)
     if numbers:
         tx.note(Forgotten(tenant_id, numbers))
+
+
+def hold(tx: Transaction, tenant_id: str, numbers: Sequence[int], *, reason: str, actor: str) -> int:
+    """Hold live episodes, given by number, and log each; returns how many were not held before."""
+    tx.flush()
+    held = sa.exists().where(holds.c.episode_id == episodes.c.id)
+    query = sa.select(episodes.c.id, episodes.c.uid).where(listed(episodes.c.id, numbers), ~held)
+    new = tx.connection.execute(query.order_by(episodes.c.id)).all()
+    if new:
+        common = {"tenant_id": tenant_id, "reason": reason, "actor": actor, "at": tx.now}
+        tx.connection.execute(sa.insert(holds), [{"episode_id": row.id, **common} for row in new])
+    for row in new:
+        tx.log("episode_held", tenant_id, row.uid, actor, reason)
+    return len(new)
+
+
+def release(tx: Transaction, tenant_id: str, numbers: Sequence[int], *, reason: str, actor: str) -> int:
+    """End the holds of episodes, given by number, and log each; returns how many were held."""
+    query = sa.select(episodes.c.id, episodes.c.uid).join(holds, holds.c.episode_id == episodes.c.id)
+    held = tx.connection.execute(query.where(listed(holds.c.episode_id, numbers)).order_by(episodes.c.id)).all()
+    tx.connection.execute(sa.delete(holds).where(listed(holds.c.episode_id, [row.id for row in held])))
+    for row in held:
+        tx.log("episode_released", tenant_id, row.uid, actor, reason)
+    return len(held)
 
 
 def spawn(tx: Transaction, tenant_id: str, agent_id: str, *, lifetime_ms: int, resume: bool, actor: str) -> AgentRecord:

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from fedlab.episode import Episode, StoredEpisode
 from fedlab.hub.log import unpack_vector
-from fedlab.hub.schema import agents, attic, changes, episodes, erasures, tenants
+from fedlab.hub.schema import agents, attic, changes, episodes, erasures, holds, tenants
 from fedlab.hub.values import Change, Delta
+from fedlab.retention.rows import conditions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -158,27 +159,17 @@ def episodes_frame(
 ) -> pl.DataFrame:
     """Live episodes, oldest first; `seq` is the change that stored each, and the place to go on after."""
     c = episodes.c
-    conditions = [c.id > after]
+    chosen = [c.id > after, *conditions(where)]
     if hidden:
-        conditions.append(c.tenant_id.not_in(hidden))
+        chosen.append(c.tenant_id.not_in(hidden))
     if tenant_id is not None:
-        conditions.append(c.tenant_id == tenant_id)
+        chosen.append(c.tenant_id == tenant_id)
     if ids is not None:
         # By the log's unique index: an episode's number is the seq of the change that stored it.
         stored = [changes.c.kind == sa.literal_column("'episode_stored'"), changes.c.subject.in_(ids)]
         if tenant_id is not None:
             stored.append(changes.c.tenant_id == tenant_id)
-        conditions.append(c.id.in_(sa.select(changes.c.seq).where(*stored)))
-    if where.min_reward is not None:
-        conditions.append(c.reward >= where.min_reward)
-    if where.since is not None:
-        conditions.append(c.created_at >= where.since)
-    if where.until is not None:
-        conditions.append(c.created_at < where.until)
-    if where.task is not None:
-        conditions.append(c.task == where.task)
-    if where.agent_id is not None:
-        conditions.append(c.agent_id == where.agent_id)
+        chosen.append(c.id.in_(sa.select(changes.c.seq).where(*stored)))
     query = (
         sa.select(
             c.id.label("seq"),
@@ -194,7 +185,7 @@ def episodes_frame(
             c.expires_at,
             c.metadata,
         )
-        .where(*conditions)
+        .where(*chosen)
         .order_by(c.id)
         .limit(limit)
     )
@@ -231,6 +222,28 @@ def agents_frame(
         query = query.where(agents.c.status == status)
     if hidden:
         query = query.where(agents.c.tenant_id.not_in(hidden))
+    return _frame(connection, query)
+
+
+def holds_frame(connection: sa.Connection, tenant_id: str) -> pl.DataFrame:
+    """What is held, oldest episode first."""
+    c = episodes.c
+    query = (
+        sa.select(
+            c.id.label("seq"),
+            c.uid.label("id"),
+            c.tenant_id,
+            c.agent_id,
+            c.task,
+            c.reward,
+            holds.c.reason,
+            holds.c.actor,
+            holds.c.at,
+        )
+        .join(holds, holds.c.episode_id == c.id)
+        .where(holds.c.tenant_id == tenant_id)
+        .order_by(c.id)
+    )
     return _frame(connection, query)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from fedlab.episode import check_name
-from fedlab.errors import InvalidRequest
+from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import forgetting, operations
 from fedlab.hub.core import HubCore
+from fedlab.hub.preview import preview
 from fedlab.hub.values import RetentionPreview, RetentionReport
 from fedlab.retention import RetentionPolicy
+
+logger = logging.getLogger("fedlab.hub")
 
 
 class RetentionMethods(HubCore):
@@ -16,9 +21,8 @@ class RetentionMethods(HubCore):
     def set_retention(self, tenant_id: str, policy: RetentionPolicy, *, actor: str = "local") -> int:
         """Store a tenant's retention policy; it is applied by `apply_retention`. Returns the seq."""
         check_name(tenant_id, "tenant_id")
-        if not isinstance(policy, RetentionPolicy):
-            raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
-        return self._writer.run(lambda tx: operations.set_retention(tx, tenant_id, policy.to_json(), actor=actor))
+        text = _checked(policy).to_json()
+        return self._writer.run(lambda tx: operations.set_retention(tx, tenant_id, text, actor=actor))
 
     def retention(self, tenant_id: str) -> RetentionPolicy:
         """A tenant's retention policy; `KeepForever` unless another was set."""
@@ -26,25 +30,60 @@ class RetentionMethods(HubCore):
         with self._reading() as connection:
             return forgetting.read_policy(connection, tenant_id)
 
-    def preview_retention(self, tenant_id: str, policy: RetentionPolicy) -> RetentionPreview:
-        """How many episodes a policy would remove now; changes nothing."""
+    def preview_retention(self, tenant_id: str, policy: RetentionPolicy | None = None) -> RetentionPreview:
+        """What a policy would do now; changes nothing.
+
+        Args:
+            tenant_id: Whose episodes.
+            policy: The tenant's own if not given.
+        """
         self._require(tenant_id)
+        if policy is not None:
+            _checked(policy)
+        self._write_usage()
+        index = self._indexes.get(tenant_id)
+        now = self.clock.now()
         with self._reading() as connection:
-            return forgetting.preview(connection, tenant_id, policy, self.clock.now())
+            policy = policy or forgetting.read_policy(connection, tenant_id)
+            verdict = forgetting.judge(connection, tenant_id, policy, now)
+            return preview(connection, index, tenant_id, policy, verdict, now)
 
     def apply_retention(self, tenant_id: str | None = None) -> RetentionReport:
-        """Apply the stored policies of one tenant, or of all, in small transactions.
+        """Apply the stored policies of one tenant, or of all, and let go of what has expired, in small transactions.
 
-        What is removed is decided once, at the start: an episode stored afterwards is never removed by
-        this call.
+        Afterwards, what was forgotten longer than `keep_forgotten` ago is removed for good.
+
+        What is removed is decided once, at the start: an episode stored afterwards is never removed by this call, nor
+        one that is held by then. It may be cut off at any place; the next call does the rest.
+
+        Raises:
+            InvalidRequest: If the policy of the one tenant is of a class that is not imported here; where all are
+                meant, the report names those that failed.
         """
         if tenant_id is not None:
             self._require(tenant_id)
-        removed = {}
-        for each in [tenant_id] if tenant_id is not None else sorted(self._tenants):
-            with self._reading() as connection:
-                policy = forgetting.read_policy(connection, each)
-                going = forgetting.condemned(connection, each, policy, self.clock.now())
-            removed[each] = forgetting.remove(self._writer, each, going, policy)
+        removed: dict[str, int] = {}
+        failed: dict[str, str] = {}
+        for each in sorted(self._tenants) if tenant_id is None else [tenant_id]:
+            try:
+                removed[each] = self._retain(each)
+            except Exception as error:  # a policy of one's own may raise anything
+                if tenant_id is not None or isinstance(error, HubUnavailable):
+                    raise
+                logger.exception("the retention of tenant %r failed; the others go on", each)
+                failed[each] = str(error)
         self.purge_forgotten()
-        return RetentionReport(removed=removed, seq=self._writer.head.seq)
+        return RetentionReport(removed=removed, failed=failed, seq=self._writer.head.seq)
+
+    def _retain(self, tenant_id: str) -> int:
+        self._write_usage()
+        with self._reading() as connection:
+            policy = forgetting.read_policy(connection, tenant_id)
+            verdict = forgetting.judge(connection, tenant_id, policy, self.clock.now())
+        return forgetting.carry_out(self._writer, tenant_id, verdict, policy)
+
+
+def _checked(policy: object) -> RetentionPolicy:
+    if not isinstance(policy, RetentionPolicy):
+        raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
+    return policy

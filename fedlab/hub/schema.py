@@ -11,12 +11,13 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 VERSION = 2
@@ -51,7 +52,9 @@ episodes = sa.Table(
     sa.Column("expires_at", sa.BigInteger),
     sa.Column("metadata", sa.Text, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),  # of the row, its sources and the vector's hash
-    sa.Index("episodes_tenant_created", "tenant_id", "created_at"),
+    # With the reward, retention over a large tenant does not have to pass over the texts.
+    sa.Index("episodes_tenant_created", "tenant_id", "created_at", "reward"),
+    sa.Index("episodes_expiring", "tenant_id", "expires_at", sqlite_where=sa.text("expires_at IS NOT NULL")),
 )
 
 vectors = sa.Table(
@@ -270,7 +273,7 @@ def begin(engine: sa.Engine, mode: Literal["DEFERRED", "IMMEDIATE"] = "DEFERRED"
     try:
         with engine.connect() as connection, transaction(connection, mode):
             yield connection
-    except (sa.exc.DBAPIError, sqlite3.Error, UnicodeDecodeError) as error:
+    except (sa.exc.DBAPIError, sqlite3.Error, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise as_hub_error(error) from error
 
 
@@ -279,9 +282,16 @@ def as_hub_error(error: Exception) -> FedlabError:
     reason = str(getattr(error, "orig", None) or error)
     # A damaged schema is quoted in the driver's own error message, which then is no text itself.
     signs = ("malformed", "not a database", "decode to UTF-8", "no such table")
-    if isinstance(error, UnicodeDecodeError) or any(sign in reason for sign in signs):
+    # Nor is the JSON of metadata what was stored.
+    if isinstance(error, (UnicodeDecodeError, msgspec.DecodeError)) or any(sign in reason for sign in signs):
         return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
     return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}")
+
+
+def listed(column: sa.ColumnElement[Any], values: Iterable[Any]) -> sa.ColumnElement[bool]:
+    """`column IN values`, however many there are: a statement may have only so many parameters."""
+    packed = msgspec.json.encode([*values]).decode()
+    return column.in_(sa.select(sa.func.json_each(packed).table_valued("value").c.value))
 
 
 def insert_sql(engine: sa.Engine, table: sa.Table) -> str:

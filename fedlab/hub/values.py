@@ -21,8 +21,9 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         seq: Position in the log: strictly increasing in commit order.
         tenant_id: Whose memory changed; empty for changes of the hub itself.
         kind: `hub_created`, `hub_restored`, `hub_forked`, `tenant_created`, `episode_stored`, `episode_forgotten`,
-            `agent_spawned`, `agent_resumed`, `agent_ended`, `retention_set`; `tenant_erased`, `agent_erased`,
-            `episodes_erased` and `erasure_finished` for an erasure, `episode_erased` and `erased` for what it emptied.
+            `agent_spawned`, `agent_resumed`, `agent_ended`, `retention_set`, `episode_held`, `episode_released`;
+            `tenant_erased`, `agent_erased`, `episodes_erased` and `erasure_finished` for an erasure, `episode_erased`
+            and `erased` for what it emptied.
         subject: The id it concerns: of an episode or an agent.
         actor: Who asked for it.
         at: Ms UTC.
@@ -158,6 +159,29 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join([f"{len(self.problems)} problems:", *(f"  {problem}" for problem in self.problems)])
 
 
+class RecallEffect(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy would do to recall, tried with a tenant's last queries by similarity.
+
+    Args:
+        queries: How many were tried: the last ones, up to 100.
+        changed: How many of a query's 10 best memories would be others, on average.
+        reward_before: Mean reward of the memories that are recalled now; None if there are none.
+        reward_after: Mean reward of those that would be recalled instead.
+    """
+
+    queries: int
+    changed: float
+    reward_before: float | None
+    reward_after: float | None
+
+    def __str__(self) -> str:
+        rewards = ["none" if each is None else f"{each:.3f}" for each in (self.reward_before, self.reward_after)]
+        return (
+            f"of the last {self.queries:,} queries, {self.changed:.2f} of the 10 best memories change;"
+            f" mean reward of the recalled {rewards[0]} → {rewards[1]}"
+        )
+
+
 class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
     """What a policy would do to a tenant now.
 
@@ -165,12 +189,40 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
         policy: In English.
         removed: How many would go.
         kept: How many would stay.
+        expired: How many of the removed go because their own `expires_at` has come.
+        held: How many would go, were they not held; they are among the kept.
+        bytes: Contents (texts, metadata, vectors) that would go; above 10,000 episodes, from a sample. The file does
+            not shrink: SQLite uses the room for what comes.
+        by_task: Of the removed, the 10 largest groups, the largest first.
+        by_agent: As `by_task`.
+        by_age: Of the removed, by their age.
+        by_reward: Of the removed, by their reward.
+        recall: The effect on recall; None where no query by similarity is known.
     """
 
     tenant_id: str
     policy: str
     removed: int
     kept: int
+    expired: int
+    held: int
+    bytes: int
+    by_task: dict[str, int]
+    by_agent: dict[str, int]
+    by_age: dict[str, int]
+    by_reward: dict[str, int]
+    recall: RecallEffect | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.tenant_id}: {self.policy}",
+            f"  {self.removed:,} of {self.removed + self.kept:,} episodes would go ({self.bytes / 1e6:,.1f} MB;"
+            f" {self.expired:,} by their own expires_at); {self.held:,} stay because they are held",
+        ]
+        groups = {"task": self.by_task, "agent": self.by_agent, "age": self.by_age, "reward": self.by_reward}
+        for name, counts in groups.items():
+            lines += [f"  by {name}: " + ", ".join(f"{each} {count:,}" for each, count in counts.items())]
+        return "\n".join([*(lines if self.removed else lines[:2]), *([f"  {self.recall}"] if self.recall else [])])
 
 
 class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,10 +231,16 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         removed: Episodes forgotten, by tenant.
         seq: The log after it.
+        failed: What went wrong, by tenant; empty if nothing did.
     """
 
     removed: dict[str, int]
     seq: int
+    failed: dict[str, str] = {}
+
+    def __str__(self) -> str:
+        lines = [f"{tenant_id}: {count:,} episodes forgotten" for tenant_id, count in self.removed.items()]
+        return "\n".join([*lines, *(f"{tenant_id}: failed: {why}" for tenant_id, why in self.failed.items())])
 
 
 class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):

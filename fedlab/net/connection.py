@@ -237,16 +237,17 @@ class HubConnection(abc.ABC):
 
     async def set_retention(self, tenant_id: str, policy: RetentionPolicy) -> int:
         """Store a tenant's retention policy; returns the seq."""
-        answer: int = await self.call("set_retention", _policy(tenant_id, policy))
+        answer: int = await self.call("set_retention", protocol.Policy(tenant_id=tenant_id, policy=_json(policy)))
         return answer
 
     async def retention(self, tenant_id: str) -> RetentionPolicy:
         """A tenant's retention policy."""
         return RetentionPolicy.from_json(await self.call("retention", protocol.ForTenant(tenant_id=tenant_id)))
 
-    async def preview_retention(self, tenant_id: str, policy: RetentionPolicy) -> RetentionPreview:
-        """What a policy would do now; changes nothing."""
-        answer: RetentionPreview = await self.call("preview_retention", _policy(tenant_id, policy))
+    async def preview_retention(self, tenant_id: str, policy: RetentionPolicy | None = None) -> RetentionPreview:
+        """What a policy would do now, the tenant's own if none is given; changes nothing."""
+        params = protocol.Preview(tenant_id=tenant_id, policy=None if policy is None else _json(policy))
+        answer: RetentionPreview = await self.call("preview_retention", params)
         return answer
 
     async def apply_retention(self, tenant_id: str | None = None) -> RetentionReport:
@@ -301,6 +302,45 @@ class HubConnection(abc.ABC):
             waiting.ended = True
             pool.shutdown(wait=False)
 
+    async def hold(
+        self,
+        tenant_id: str,
+        ids: Sequence[str] | None = None,
+        *,
+        reason: str,
+        task: str | None = None,
+        agent_id: str | None = None,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+    ) -> int:
+        """Exempt episodes from every policy and from `forget` until they are released; returns how many are new."""
+        where = Filter.of(min_reward, since, until, task, agent_id)
+        answer: int = await self.call("hold", _hold(tenant_id, ids, reason, where))
+        return answer
+
+    async def release(
+        self,
+        tenant_id: str,
+        ids: Sequence[str] | None = None,
+        *,
+        reason: str,
+        task: str | None = None,
+        agent_id: str | None = None,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+    ) -> int:
+        """End holds; returns how many were held."""
+        where = Filter.of(min_reward, since, until, task, agent_id)
+        answer: int = await self.call("release", _hold(tenant_id, ids, reason, where))
+        return answer
+
+    async def holds(self, tenant_id: str) -> pl.DataFrame:
+        """What is held as a frame, with the reasons."""
+        frame: pl.DataFrame = await self.call("holds", protocol.ForTenant(tenant_id=tenant_id))
+        return frame
+
     async def __aenter__(self) -> Self:
         """Connect, so that a wrong address or token shows here."""
         await self.info()
@@ -346,13 +386,18 @@ def _episodes(episodes: Episode | Sequence[Episode]) -> list[Episode]:
     return batch or []
 
 
+def _json(policy: RetentionPolicy) -> str:
+    if not isinstance(policy, RetentionPolicy):
+        raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
+    return policy.to_json()
+
+
 def _ids(ids: Sequence[str]) -> list[str]:
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
     return list(ids)
 
 
-def _policy(tenant_id: str, policy: RetentionPolicy) -> protocol.Policy:
-    if not isinstance(policy, RetentionPolicy):
-        raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {policy!r:.80}")
-    return protocol.Policy(tenant_id=tenant_id, policy=policy.to_json())
+def _hold(tenant_id: str, ids: Sequence[str] | None, reason: str, where: Filter) -> protocol.Hold:
+    given = None if ids is None else _ids(ids)
+    return protocol.Hold(tenant_id=tenant_id, ids=given, reason=reason, **msgspec.structs.asdict(where))

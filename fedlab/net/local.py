@@ -70,9 +70,9 @@ class LocalConnection(HubConnection):
         if method == "info":
             return hub.info()
         arguments = msgspec.structs.asdict(params)
-        if isinstance(params, protocol.Policy):
+        if isinstance(params, (protocol.Policy, protocol.Preview)) and params.policy is not None:
             arguments["policy"] = RetentionPolicy.from_json(params.policy)
-        if method in ("forget", "set_retention", "erase_tenant", "erase_agent", "erase_episodes"):
+        if method in _WITH_ACTOR:
             arguments["actor"] = self.actor
         result = await asyncio.to_thread(getattr(hub, method), **arguments)
         return result.to_json() if isinstance(result, RetentionPolicy) else result
@@ -188,6 +188,7 @@ class LocalConnection(HubConnection):
             unsubscribe()
 
 
+_WITH_ACTOR = ("forget", "set_retention", "hold", "release", "erase_tenant", "erase_agent", "erase_episodes")
 _RECALL = [name for name in protocol.Recall.__struct_fields__ if name not in ("text", "vector")]
 _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine[Any, Any, Any]]] = {
     protocol.Put: LocalConnection._put,

@@ -158,6 +158,22 @@ class Backup(Params, frozen=True, kw_only=True):
     base: Annotated[str, Meta(max_length=200)] | None = None
 
 
+class Preview(ForTenant, frozen=True, kw_only=True):
+    """As `Policy`; the tenant's own if none is given."""
+
+    policy: Annotated[str, Meta(max_length=100_000)] | None = None
+
+
+class Hold(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    ids: list[str] | None = None
+    reason: str
+    task: str | None = None
+    agent_id: str | None = None
+    min_reward: float | None = None
+    since: Whole | None = None
+    until: Whole | None = None
+
+
 class Page(msgspec.Struct, frozen=True):
     """Some rows of a frame, as columns.
 
@@ -208,12 +224,15 @@ METHODS: dict[str, Method] = {
     "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
     "set_retention": Method(Policy, int, "admin", writes=True),
     "retention": Method(ForTenant, str),
-    "preview_retention": Method(Policy, RetentionPreview, slow=True),
+    "preview_retention": Method(Preview, RetentionPreview, slow=True),
     "apply_retention": Method(ForAnyTenant, RetentionReport, "admin", writes=True, slow=True),
     "erase_tenant": Method(EraseTenant, ErasureReport, "admin", writes=True, slow=True),
     "erase_agent": Method(EraseAgent, ErasureReport, "admin", writes=True, slow=True),
     "erase_episodes": Method(EraseEpisodes, ErasureReport, "admin", writes=True, slow=True),
     "erasures": Method(Params, Page, "admin", slow=True, whole_hub=True),
+    "hold": Method(Hold, int, "admin", writes=True, slow=True),
+    "release": Method(Hold, int, "admin", writes=True, slow=True),
+    "holds": Method(ForTenant, Page, slow=True),
 }
 """What can be asked, by name: the names of `HubConnection`."""
 

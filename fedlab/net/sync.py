@@ -86,6 +86,9 @@ class SyncConnection:
     erasures = _blocking(HubConnection.erasures)
     export_tenant = _blocking(HubConnection.export_tenant)
     import_tenant = _blocking(HubConnection.import_tenant)
+    hold = _blocking(HubConnection.hold)
+    release = _blocking(HubConnection.release)
+    holds = _blocking(HubConnection.holds)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""

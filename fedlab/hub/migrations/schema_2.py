@@ -1,4 +1,4 @@
-"""Schema 2: holds, the attic, the ledger of erasures, and how episodes were recalled."""
+"""Schema 2: holds, the attic, the ledger of erasures, how episodes were recalled, and indexes for retention."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,8 +8,12 @@ down_revision = "1"
 
 
 def upgrade() -> None:
-    """Add the tables, and the index by which an erased id is known."""
+    """Add the tables and the indexes."""
     op.create_index("changes_erased", "changes", ["subject"], sqlite_where=sa.text("kind = 'episode_erased'"))
+    op.drop_index("episodes_tenant_created")
+    op.create_index("episodes_tenant_created", "episodes", ["tenant_id", "created_at", "reward"])
+    expiring = sa.text("expires_at IS NOT NULL")
+    op.create_index("episodes_expiring", "episodes", ["tenant_id", "expires_at"], sqlite_where=expiring)
     op.create_table(
         "holds",
         _of_episode("RESTRICT"),

@@ -1,0 +1,113 @@
+"""Commands that decide what a hub forgets: retention policies and holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedlab.cli.shared import AsJson, HubArgument, Token, app, open_hub
+
+OfTenant = Annotated[str, typer.Argument(metavar="TENANT", help="Whose episodes.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which episodes.")]
+Reason = Annotated[str | None, typer.Option(help="Kept in the log.")]
+Task = Annotated[str | None, typer.Option(help="Episodes of this task.")]
+Agent = Annotated[str | None, typer.Option(help="Episodes made by this agent.")]
+MinReward = Annotated[float | None, typer.Option(help="Episodes with at least this reward.")]
+All = Annotated[bool, typer.Option("--all", help="All episodes of the tenant.")]
+
+
+@app.command()
+def retention(
+    hub: HubArgument,
+    tenant: OfTenant,
+    token: Token = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--set",
+            metavar="POLICY",
+            help="Store a policy (with --preview: only look at it): MaxAge(90) & MinReward(0.7), or JSON.",
+        ),
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Say what would go, and change nothing.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove what the stored policy removes, now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a tenant's retention policy, or set, preview or apply one."""
+    import msgspec
+
+    from fedlab.retention import RetentionPolicy
+
+    if preview and apply:
+        raise typer.BadParameter("--preview changes nothing: leave --apply out")
+    given = None if policy is None else RetentionPolicy.parse(policy)
+    with open_hub(hub, token) as connection:
+        if preview:
+            result = connection.preview_retention(tenant, given)
+            typer.echo(msgspec.json.encode(result) if as_json else str(result))
+            return
+        if given is not None:
+            connection.set_retention(tenant, given)
+        if apply:
+            report = connection.apply_retention(tenant)
+            typer.echo(msgspec.json.encode(report) if as_json else str(report))
+            return
+        stored = connection.retention(tenant)
+    typer.echo(stored.to_json() if as_json else f"{tenant}: {stored}\n{stored!r}")
+
+
+@app.command()
+def hold(
+    hub: HubArgument,
+    tenant: OfTenant,
+    ids: Ids = None,
+    reason: Reason = None,
+    task: Task = None,
+    agent: Agent = None,
+    min_reward: MinReward = None,
+    everything: All = False,
+    token: Token = None,
+) -> None:
+    """Exempt episodes from every policy until they are released; without a --reason, list what is held."""
+    with open_hub(hub, token) as connection:
+        if reason is not None:
+            new = connection.hold(
+                tenant,
+                ids or None,
+                reason=reason,
+                task=task,
+                agent_id=agent,
+                min_reward=min_reward,
+                since=0 if everything else None,
+            )
+            typer.echo(f"{new:,} episodes are held now that were not before")
+            return
+        for row in connection.holds(tenant).to_dicts():
+            typer.echo(f"{row['id']}  {row['task']}  {row['reward']:g}  by {row['actor']}  ({row['reason']})")
+
+
+@app.command()
+def release(
+    hub: HubArgument,
+    tenant: OfTenant,
+    reason: Annotated[str, typer.Option(help="Kept in the log.")],
+    ids: Ids = None,
+    task: Task = None,
+    agent: Agent = None,
+    min_reward: MinReward = None,
+    everything: All = False,
+    token: Token = None,
+) -> None:
+    """End holds: from now on policies apply to these episodes again."""
+    with open_hub(hub, token) as connection:
+        released = connection.release(
+            tenant,
+            ids or None,
+            reason=reason,
+            task=task,
+            agent_id=agent,
+            min_reward=min_reward,
+            since=0 if everything else None,
+        )
+    typer.echo(f"{released:,} episodes are released")

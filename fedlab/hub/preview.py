@@ -1,0 +1,102 @@
+"""What a retention policy would do: how many would go, which, and what recall would be without them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import sqlalchemy as sa
+
+from fedlab.hub.schema import episodes, listed
+from fedlab.hub.usage import read_queries
+from fedlab.hub.values import RecallEffect, RetentionPreview
+from fedlab.retention import Rows
+from fedlab.retention.rows import DAY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    import numpy.typing as npt
+
+    from fedlab.hub.forgetting import Verdict
+    from fedlab.hub.index import Hit, TenantIndex
+    from fedlab.retention import Ids, RetentionPolicy
+
+TOP = 10
+"""Tasks and agents that a preview names, and memories of a recall that it compares."""
+SAMPLE = 10_000
+"""Episodes whose sizes are read; of more, so many evenly spaced ones stand for all."""
+AGES = {"under 1 day": 1, "1 to 7 days": 7, "7 to 30 days": 30, "30 to 90 days": 90, "90 to 365 days": 365}
+REWARDS = np.arange(10) / 10
+
+
+def preview(
+    connection: sa.Connection, index: TenantIndex, tenant_id: str, policy: RetentionPolicy, verdict: Verdict, now: int
+) -> RetentionPreview:
+    """Describe a verdict.
+
+    Args:
+        connection: The one that the verdict was made with.
+        index: The tenant's: its columns in RAM are counted in a moment, those on disk in seconds.
+        tenant_id: Whose episodes.
+        policy: Which it was.
+        verdict: What would go.
+        now: Ms UTC.
+    """
+    going = np.union1d(verdict.expired, verdict.condemned)
+    total = connection.scalar(sa.select(sa.func.count()).where(episodes.c.tenant_id == tenant_id)) or 0
+    columns = index.describe(going)
+    age = np.maximum(now - columns.created_at, 0) / DAY
+    below = [f"{low:.1f} to {low + 0.1:.1f}" for low in REWARDS[:-1]]
+    return RetentionPreview(
+        tenant_id=tenant_id,
+        policy=str(policy),
+        removed=len(going),
+        kept=total - len(going),
+        expired=len(verdict.expired),
+        held=len(verdict.held),
+        bytes=_bytes(connection, tenant_id, going, now),
+        by_task=_top(columns.tasks),
+        by_agent=_top(columns.agents),
+        by_age=_buckets(age, list(AGES.values()), [*AGES, "over 365 days"]),
+        by_reward=_buckets(columns.rewards, REWARDS, ["below 0", *below, "0.9 and above"]),
+        recall=_effect(index, read_queries(connection, tenant_id), going),
+    )
+
+
+def _bytes(connection: sa.Connection, tenant_id: str, ids: Ids, now: int) -> int:
+    if not len(ids):
+        return 0
+    some = ids[np.linspace(0, len(ids) - 1, min(SAMPLE, len(ids))).astype(np.int64)]
+    size = Rows(connection, tenant_id, now).size
+    read = connection.scalar(sa.select(sa.func.sum(size)).where(listed(episodes.c.id, some.tolist()))) or 0
+    return int(read * len(ids) / len(some))
+
+
+def _effect(index: TenantIndex, queries: list[npt.NDArray[Any]], going: Ids) -> RecallEffect | None:
+    """Compare the memories that the queries find with those that they would find."""
+    if not queries:
+        return None
+    pairs = index.compare(queries, TOP, going)
+    lost = [len({hit.id for hit in before} - {hit.id for hit in after}) for before, after in pairs]
+    rewards = [_mean_reward(index, [each[side] for each in pairs]) for side in (0, 1)]
+    return RecallEffect(
+        queries=len(pairs), changed=sum(lost) / len(pairs), reward_before=rewards[0], reward_after=rewards[1]
+    )
+
+
+def _mean_reward(index: TenantIndex, found: list[list[Hit]]) -> float | None:
+    ids, times = np.unique([hit.id for hits in found for hit in hits], return_counts=True)
+    return float(np.average(index.describe(ids).rewards, weights=times)) if len(ids) else None
+
+
+def _top(counts: Mapping[str, int]) -> dict[str, int]:
+    named = sorted(((count, name) for name, count in counts.items() if count), key=lambda each: (-each[0], each[1]))
+    return {name: count for count, name in named[:TOP]}
+
+
+def _buckets(values: npt.NDArray[Any], edges: npt.ArrayLike, names: list[str]) -> dict[str, int]:
+    """How many values lie below the first edge, from there to the next, and so on; empty ones are left out."""
+    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(names))
+    return {name: int(count) for name, count in zip(names, counts, strict=True) if count}

@@ -1,0 +1,99 @@
+"""What is asked of a memory: how often an episode was recalled, and a tenant's last queries.
+
+These are statistics and no part of the log. They are gathered in RAM, because a recall must not wait for a disk, and
+written now and then: a crash loses what was gathered last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import sqlalchemy as sa
+
+from fedlab.hub.schema import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from fedlab.hub.log import Transaction
+
+MOST = 1_000
+"""Recalls that are gathered before they are written."""
+QUERIES = 100
+"""Queries that are kept of each tenant."""
+
+_RECALLED = """
+INSERT INTO recalls (episode_id, times, last_at) SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM episodes WHERE id = ?1)
+ON CONFLICT (episode_id) DO UPDATE SET times = times + excluded.times, last_at = max(last_at, excluded.last_at)
+"""
+
+
+class Recalled(NamedTuple):
+    """One recall.
+
+    Args:
+        ids: The episodes that it gave.
+        query: As a vector, float16; None where the recall looked at no similarity.
+        at: Ms UTC.
+    """
+
+    tenant_id: str
+    ids: Sequence[int]
+    query: npt.NDArray[Any] | None
+    k: int
+    at: int
+
+
+class Usage:
+    """The recalls that are not written yet; any thread may add one."""
+
+    def __init__(self) -> None:
+        self._recalls: deque[Recalled] = deque()
+        self._ids = 0
+
+    def add(self, recalled: Recalled) -> bool:
+        """Remember a recall; true when it is time to write what there is."""
+        self._recalls.append(recalled)
+        self._ids += len(recalled.ids)
+        return len(self._recalls) >= MOST or self._ids >= 10 * MOST
+
+    def take(self) -> list[Recalled]:
+        """What there is, which from now on is the caller's to write."""
+        self._ids = 0
+        return [self._recalls.popleft() for _ in range(len(self._recalls))]
+
+
+def write(tx: Transaction, taken: Sequence[Recalled]) -> None:
+    """Add to the statistics; what was forgotten or erased meanwhile is left out."""
+    tx.flush()
+    times: Counter[int] = Counter()
+    last_at: dict[int, int] = {}
+    asked: dict[str, list[Recalled]] = {}
+    for each in taken:
+        times.update(each.ids)
+        last_at.update(dict.fromkeys(each.ids, each.at))
+        if each.query is not None and (each.tenant_id in tx.tenants or each.tenant_id in tx.new_tenants):
+            asked.setdefault(each.tenant_id, []).append(each)
+    if times:
+        rows = [(number, times[number], last_at[number]) for number in sorted(times)]
+        tx.connection.exec_driver_sql(_RECALLED, rows)
+    for tenant_id, recent in asked.items():
+        last = recent[-QUERIES:]
+        values = [
+            {"tenant_id": tenant_id, "at": each.at, "k": each.k, "vector": np.asarray(each.query, "<f2").tobytes()}
+            for each in last
+        ]
+        tx.connection.execute(sa.insert(queries), values)
+        own = queries.c.tenant_id == tenant_id
+        kept = sa.select(queries.c.id).where(own).order_by(queries.c.id.desc()).limit(QUERIES)
+        tx.connection.execute(sa.delete(queries).where(own, queries.c.id.not_in(kept)))
+
+
+def read_queries(connection: sa.Connection, tenant_id: str) -> list[npt.NDArray[Any]]:
+    """A tenant's last queries as vectors, the newest first."""
+    query = sa.select(queries.c.vector).where(queries.c.tenant_id == tenant_id).order_by(queries.c.id.desc())
+    return [np.frombuffer(vector, dtype="<f2") for vector in connection.scalars(query)]
