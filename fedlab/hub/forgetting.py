@@ -71,7 +71,7 @@ def carry_out(writer: Writer, tenant_id: str, verdict: Verdict, policy: Retentio
                 return 0
             held = sa.exists().where(holds.c.episode_id == episodes.c.id)
             query = sa.select(episodes.c.uid, episodes.c.id).where(listed(episodes.c.id, part.tolist()), ~held)
-            going = {uid: number for uid, number in tx.connection.execute(query)}
+            going = {row.uid: row.id for row in tx.connection.execute(query)}
             operations.remove(tx, tenant_id, going, reason=reason, actor="retention")
             return len(going)
 

@@ -39,10 +39,10 @@ class RetentionPolicy(
         raise NotImplementedError
 
     def __and__(self, other: RetentionPolicy) -> RetentionPolicy:
-        return Both(self, other)
+        return Both(self, other) if isinstance(other, RetentionPolicy) else NotImplemented
 
     def __or__(self, other: RetentionPolicy) -> RetentionPolicy:
-        return Either(self, other)
+        return Either(self, other) if isinstance(other, RetentionPolicy) else NotImplemented
 
     def where(
         self,
@@ -191,7 +191,7 @@ def _class(name: object) -> type[RetentionPolicy]:
 
 def _build(data: Any) -> RetentionPolicy:
     if not isinstance(data, dict):
-        raise InvalidRequest(f"a retention policy is one of fedlab.retention, not {data!r:.60}")
+        raise InvalidRequest(f"{data!r:.60} is no retention policy")
     return msgspec.convert(data, _class(data.get("policy")))
 
 

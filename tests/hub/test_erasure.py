@@ -112,7 +112,7 @@ def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
         hub.put(Episode(tenant_id=T, agent_id=A, task=M, input="embedded", output="", reward=1))
         hub.recall(T, f"{M} query")
         assert "hub.db-wal" in traces(tmp_path)
-        before = table_rows(hub, "acme"), hub.recall("acme", V, k=99)
+        before = table_rows(hub, "acme"), hub.recall("acme", -V, k=99)
         (tmp_path / "before-upgrade").mkdir()
         (tmp_path / "before-upgrade/schema-1-change-1.db").write_text(M)
         report = hub.erase_tenant(T, reason="request 17", actor="officer")
@@ -123,7 +123,7 @@ def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
         hub.forget("other", hub.episodes("other")["id"].to_list()[::2], reason="plain")
         assert traces(tmp_path) == {}
         assert hub.verify().ok, hub.verify()
-        after = table_rows(hub, "acme"), hub.recall("acme", V, k=99)
+        after = table_rows(hub, "acme"), hub.recall("acme", -V, k=99)
         assert after[0] == before[0]
         assert [each.episode.id for each in after[1]] == [each.episode.id for each in before[1]]
     assert traces(tmp_path) == {}
