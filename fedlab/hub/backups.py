@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, InvalidRequest
+from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, IncompatibleHub, InvalidRequest
 from fedlab.hub import schema
 from fedlab.hub.directory import Directory, open_database, sync
 from fedlab.hub.erasing import export_ledger
@@ -48,8 +48,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedlab.hub")
 
-_WHOLE = ("meta", "tenants", "agents", "holds", "erasures", "recalls", "queries")
-"""Tables that an incremental backup has whole."""
+_GROWING = {
+    "changes": "seq",
+    "episodes": "id",
+    "vectors": "episode_id",
+    "episode_sources": "episode_id",
+    "attic": "forgotten_seq",
+}
+"""Tables of which an incremental backup has what is new, and the column that tells; it has the others whole."""
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -66,6 +72,7 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
 
     Raises:
         InvalidRequest: If `path` is taken, or `base` is no earlier backup of this hub.
+        IncompatibleHub: If another version of fedlab wrote the database, which is not open.
         CorruptBackup: If `base` is damaged, as far as its manifests and its files' sizes tell.
         HubUnavailable: If it can not be written.
     """
@@ -142,6 +149,12 @@ def _describe(connection: sa.Connection, now: int) -> BackupManifest:
     meta = {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
     head = connection.execute(sa.select(schema.changes).order_by(schema.changes.c.seq.desc()).limit(1)).one()
 
+    if meta["schema"] != str(schema.VERSION):
+        raise IncompatibleHub(
+            f"the hub has schema {meta['schema']} and this fedlab backs up {schema.VERSION}: open it once with this"
+            " version, which brings it up to date and keeps a copy of it as it was"
+        )
+
     def count(table: sa.Table) -> int:
         return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
 
@@ -180,15 +193,10 @@ def _copy_news(connection: sa.Connection, base: Part, manifest: BackupManifest) 
     if old.schema != manifest.schema:
         raise InvalidRequest(f"{base.path} has schema {old.schema}, the hub {manifest.schema}: make a full backup")
     erased = f"kind IN {REDACTED} OR actor LIKE '{MASK}%'"
-    tables = {
-        "changes": f"seq > {old.seq} OR {erased}",
-        "episodes": f"id > {old.seq}",
-        "vectors": f"episode_id > {old.seq}",
-        "episode_sources": f"episode_id > {old.seq}",
-        "attic": f"forgotten_seq > {old.seq}",
-        **dict.fromkeys(_WHOLE, "true"),
-    }
-    for table, condition in tables.items():
+    for table in schema.metadata.tables:
+        condition = f"{_GROWING[table]} > {old.seq}" if table in _GROWING else "true"
+        if table == "changes":
+            condition += f" OR {erased}"
         connection.exec_driver_sql(f"CREATE TABLE part.{table} AS SELECT * FROM main.{table} WHERE {condition}")  # noqa: S608
 
 
@@ -270,9 +278,11 @@ def _add_news(database: Path, news: Path) -> None:
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("ATTACH ? AS part", (str(news),))
         connection.execute("BEGIN")
-        for table in _WHOLE:
+        tables = {name for (name,) in connection.execute("SELECT name FROM part.sqlite_master WHERE type = 'table'")}
+        whole = sorted(tables - _GROWING.keys())
+        for table in whole:
             connection.execute(f"DELETE FROM main.{table}")  # noqa: S608
-        for table in ("changes", "episodes", "vectors", "episode_sources", "attic", *_WHOLE):
+        for table in (*_GROWING, *whole):
             columns = ", ".join(f'"{row[1]}"' for row in connection.execute(f"PRAGMA part.table_info({table})"))
             connection.execute(
                 f"INSERT OR REPLACE INTO main.{table} ({columns}) SELECT {columns} FROM part.{table}"  # noqa: S608

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlab import CorruptBackup, Episode, Hub, HubUnavailable, InvalidRequest, MaxAge
+from fedlab import CorruptBackup, Episode, Hub, HubUnavailable, IncompatibleHub, InvalidRequest, MaxAge
 from fedlab.hub import backups
 from fedlab.hub.backups import verify_backup
 from fedlab.hub.manifest import read_manifest
@@ -262,3 +262,14 @@ def test_backups_that_were_moved_together_still_belong_together(hub, tmp_path, e
     hub.backup(tmp_path / "a" / "more", base=tmp_path / "a" / "full")
     (tmp_path / "a").rename(tmp_path / "b")
     verify_backup(tmp_path / "b" / "more")
+
+
+def test_a_database_of_another_schema_is_not_backed_up_before_it_is_brought_up_to_date(hub, tmp_path):
+    hub.close()
+    connection = sqlite3.connect(hub.path / "hub.db")
+    connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(IncompatibleHub, match="open it once"):
+        backups.write_backup(hub.path / "hub.db", tmp_path / "backup", 1)
+    assert not (tmp_path / "backup").exists()
