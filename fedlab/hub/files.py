@@ -200,16 +200,21 @@ class _Parquet:
         mean = sum(map(size_in_message, first)) // max(1, len(first))
         size = max(10, min(GROUP_ROWS, GROUP_BYTES // max(1, mean)))
         whole = chain(first, rows)
+        failed: list[FedlabError] = []  # Polars before 2.0 raises its own error instead of it
 
         def frames(*_pushed_down: object) -> Iterator[pl.DataFrame]:
-            while group := list(islice(whole, size)):
-                yield _to_frame(group, schema)
+            try:
+                while group := list(islice(whole, size)):
+                    yield _to_frame(group, schema)
+            except FedlabError as error:
+                failed.append(error)
+                raise
 
         metadata = {"fedlab": msgspec.json.encode(msgspec.structs.replace(header, group=size)).decode()}
         try:
             register_io_source(frames, schema=schema).sink_parquet(path, row_group_size=size, metadata=metadata)
         except pl.exceptions.PolarsError as error:
-            raise OSError(error) from None
+            raise (failed[0] if failed else OSError(error)) from None
 
     def header(self, path: Path) -> Header:
         from fedlab._polars import pl
