@@ -1,0 +1,125 @@
+"""Retention of one large tenant: previews of every policy, and an application while others recall and push.
+
+`python -m benchmarks.retention 1000000` is the full size; building its graph takes most of the time.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import data
+from fedlab import Decay, Distinct, Episode, Hub, MaxAge, MaxBytes, MaxEpisodes, MinReward, Unused
+from fedlab.hub import index
+
+DAY = 86_400_000
+POLICIES = [
+    MaxAge(50),
+    MinReward(0.5),
+    MinReward(quantile=0.5),
+    *(MaxEpisodes(50_000, keep=keep) for keep in ("newest", "best", "most_used", "random")),
+    MaxBytes(50_000_000),
+    Decay(half_life=30, floor=0.2),
+    Unused(after=10),
+    Unused(after=10, by="source_of_success"),
+    MaxAge(50) & MinReward(0.5) | MaxEpisodes(1_000).where(task="task 7"),
+]
+
+
+def build(folder: Path, rows: int) -> Hub:
+    """A hub with one tenant whose episodes were made over the last 100 days, its graph built."""
+    hub = Hub(folder / "retention", embedder="hashing")
+    now, uids = hub.clock.now(), []
+    for part in range(0, rows, 2_000):
+        batch = []
+        for number, each in enumerate(data.episodes(2_000, seed=part), part):
+            fields = {name: getattr(each, name) for name in ("agent_id", "task", "input", "output", "reward", "vector")}
+            sources = tuple({uids[number * step % len(uids)] for step in (3, 7)}) if uids and number % 3 == 0 else ()
+            created_at = now - (rows - number) * 100 * DAY // rows
+            batch.append(Episode(tenant_id="bench", created_at=created_at, sources=sources, **fields))
+        uids += [each.id for each in batch[::10]]
+        hub.put(batch)
+    hub.recall("bench", batch[0].vector)
+    tenant = hub._indexes.get("bench")
+    while rows > index.EXACT and ((view := tenant.view).graph is None or view.n - view.first > index.TAIL):
+        time.sleep(0.5)
+    return hub
+
+
+def previews(hub: Hub, rows: int) -> list[tuple]:
+    """Seconds of the slowest, with 100 queries to compare; `Distinct` apart, which compares vectors."""
+    for query in data.vectors(100, seed=7):
+        hub.recall("bench", query)
+    seconds = []
+    for policy in [*POLICIES, Distinct()]:
+        start = time.perf_counter()
+        hub.preview_retention("bench", policy)
+        seconds.append(time.perf_counter() - start)
+    slowest = int(np.argmax(seconds[:-1]))
+    million = rows / 1_000_000
+    return [
+        (f"preview, the slowest ({POLICIES[slowest]!r:.14}…)", seconds[slowest], seconds[slowest] / million)
+        + ("s", -2.0, "s for a million"),
+        (f"preview, Distinct, {rows // 50:,} a task", seconds[-1], seconds[-1], "s", -2.0, "s"),
+    ]
+
+
+def during(hub: Hub, work: Callable[[int], object]) -> tuple[float, float, float, int]:
+    """The p95 (s) of something done again and again, quiet and while a tenth is removed; seconds and number of that."""
+
+    def p95(until: Callable[[], bool]) -> float:
+        times: list[float] = []
+        while not until():
+            start = time.perf_counter()
+            work(len(times))
+            times.append(time.perf_counter() - start)
+            time.sleep(0.001)
+        return float(np.percentile(times, 95))
+
+    end = time.perf_counter() + 3
+    quiet = p95(lambda: time.perf_counter() > end)
+    oldest = int(hub.episodes("bench", limit=1)["created_at"][0])
+    hub.set_retention("bench", MaxAge((hub.clock.now() - oldest) / DAY - 10))
+    done: list[tuple[float, int]] = []
+
+    def apply() -> None:
+        start = time.perf_counter()
+        done.append((hub.apply_retention("bench").removed["bench"], time.perf_counter() - start))
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    busy = p95(lambda: bool(done))
+    thread.join()
+    removed, seconds = done[0]
+    return quiet, busy, seconds, int(removed)
+
+
+def applications(hub: Hub) -> list[tuple]:
+    """A tenth of the episodes goes while one client recalls, and another tenth while one pushes."""
+    queries = data.vectors(1_000, seed=8)
+    quiet, busy, seconds, removed = during(hub, lambda n: hub.recall("bench", queries[n % 1_000], k=10))
+    pushes = data.episodes(20_000, seed=9)
+    quiet_push, busy_push, seconds_push, removed_push = during(hub, lambda n: hub.put(pushes[n]))
+    return [
+        (f"apply MaxAge to {removed:,}, one recalls", removed / seconds, removed / seconds, "/s", 20_000, "/s"),
+        ("  p95 of the recalls meanwhile", busy * 1e3, busy / quiet, "ms", -3.0, "x quiet"),
+        (f"apply MaxAge to {removed_push:,}, one pushes", removed_push / seconds_push, removed_push / seconds_push)
+        + ("/s", 5_000, "/s"),
+        ("  p95 of the pushes meanwhile", busy_push * 1e3, busy_push / quiet_push, "ms", -5.0, "x quiet"),
+    ]
+
+
+def main(rows: int = 200_000) -> list[tuple]:
+    with tempfile.TemporaryDirectory() as name, build(Path(name), rows) as hub:
+        return [*previews(hub, rows), *applications(hub)]
+
+
+if __name__ == "__main__":
+    for row in main(*map(int, sys.argv[1:])):
+        print(row)
