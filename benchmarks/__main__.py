@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import backup, hub, wire
+from benchmarks import backup, hub, retention, wire
 
 
 def import_seconds() -> float:
@@ -19,7 +19,13 @@ def main() -> None:
     os.environ["FEDLAB_RUNTIME_DIR"] = tempfile.mkdtemp()
     start = time.perf_counter()
     seconds = import_seconds()
-    rows = [("import fedlab", seconds, seconds, "s", -0.3, "s"), *wire.main(), *hub.main(), *backup.main()]
+    rows = [
+        ("import fedlab", seconds, seconds, "s", -0.3, "s"),
+        *wire.main(),
+        *hub.main(),
+        *backup.main(),
+        *retention.main(),
+    ]
     print(f"{'what':40} {'measured':>14}  {'ratio':>8}  goal")
     for what, value, ratio, unit, goal, beside in rows:
         # A negative goal is an upper bound.

@@ -62,10 +62,8 @@ def previews(hub: Hub, rows: int) -> list[tuple]:
         hub.preview_retention("bench", policy)
         seconds.append(time.perf_counter() - start)
     slowest = int(np.argmax(seconds[:-1]))
-    million = rows / 1_000_000
     return [
-        (f"preview, the slowest ({POLICIES[slowest]!r:.14}…)", seconds[slowest], seconds[slowest] / million)
-        + ("s", -2.0, "s for a million"),
+        (f"preview, the slowest ({type(POLICIES[slowest]).__name__})", *[seconds[slowest]] * 2, "s", -2.0, "s"),
         (f"preview, Distinct, {rows // 50:,} a task", seconds[-1], seconds[-1], "s", -2.0, "s"),
     ]
 

@@ -5,27 +5,59 @@ from __future__ import annotations
 import math
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlab import InvalidRequest, KeepForever, MaxAge, MaxEpisodes, MinReward
-from fedlab.retention import RetentionPolicy
-
-policies = st.recursive(
-    st.one_of(
-        st.just(KeepForever()),
-        st.builds(MaxAge, st.floats(0.001, 1e6)),
-        st.builds(MinReward, st.floats(-1e9, 1e9)),
-        st.builds(MaxEpisodes, st.integers(1, 10**9), st.sampled_from(["newest", "best", "most_used"])),
-    ),
-    lambda part: st.builds(lambda one, other, both: one & other if both else one | other, part, part, st.booleans()),
-    max_leaves=6,
+from fedlab import (
+    Decay,
+    Distinct,
+    Hub,
+    InvalidRequest,
+    KeepForever,
+    MaxAge,
+    MaxBytes,
+    MaxEpisodes,
+    MinReward,
+    RetentionPolicy,
+    Unused,
 )
+from fedlab.retention import Rows, episodes
+
+days, finite = st.floats(0.001, 1e6), st.floats(-1e9, 1e9)
+simple = st.one_of(
+    st.just(KeepForever()),
+    st.builds(MaxAge, days),
+    st.builds(MinReward, finite),
+    st.builds(MinReward, quantile=st.floats(0, 1)),
+    st.builds(
+        MaxEpisodes,
+        st.integers(1, 10**9),
+        st.sampled_from(["newest", "best", "most_used", "random"]),
+        seed=st.integers(-5, 5),
+    ),
+    st.builds(MaxBytes, st.integers(1, 10**15)),
+    st.builds(Decay, days, finite),
+    st.builds(Unused, days, st.sampled_from(["recalled", "source_of_success"]), finite),
+    st.builds(Distinct, st.floats(0.01, 1)),
+)
+policies = st.recursive(
+    simple,
+    lambda part: st.one_of(
+        st.builds(lambda one, other: one & other, part, part),
+        st.builds(lambda one, other: one | other, part, part),
+        st.builds(lambda one, task: one.where(task=task), part, st.text(max_size=5)),
+        st.builds(lambda one, since, agent: one.where(since=since, agent_id=agent), part, st.integers(0, 2**50), st.text(max_size=3)),
+    ),
+    max_leaves=6,
+)  # fmt: skip
 
 
 @given(policies)
-def test_a_policy_comes_back_from_its_json(policy):
+def test_a_policy_comes_back_from_its_json_and_from_its_expression(policy):
     assert RetentionPolicy.from_json(policy.to_json()) == policy
+    assert RetentionPolicy.parse(repr(policy)) == RetentionPolicy.parse(policy.to_json()) == policy
+    assert str(policy)
 
 
 def test_a_policy_reads_as_a_sentence():
@@ -34,6 +66,17 @@ def test_a_policy_reads_as_a_sentence():
     assert str(policy) == (
         "((keep what is at most 90 days old) and (keep rewards of at least 0.7)) or (keep the most used 1,000 episodes)"
     )
+    policy = MaxEpisodes(5, "random").where(task="parse", min_reward=0.5, until=86_400_000)
+    assert str(policy) == (
+        "where reward at least 0.5 and made before 1970-01-02T00:00:00+00:00 and task 'parse':"
+        " keep 5 episodes at random (seed 0)"
+    )
+
+
+def test_what_was_stored_by_an_earlier_version_means_the_same():
+    text = '{"policy":"Both","first":{"policy":"MaxAge","days":90.0},"second":{"policy":"MinReward","reward":0.7}}'
+    assert RetentionPolicy.from_json(text) == MaxAge(90) & MinReward(0.7)
+    assert RetentionPolicy.from_json('{"policy":"MaxEpisodes","n":5,"keep":"best"}') == MaxEpisodes(5, keep="best")
 
 
 @pytest.mark.parametrize(
@@ -41,10 +84,22 @@ def test_a_policy_reads_as_a_sentence():
     [
         *[lambda days=days: MaxAge(days) for days in (0, -1, math.nan, math.inf, "90", True)],
         *[lambda reward=reward: MinReward(reward) for reward in (math.nan, math.inf, "0.7", None)],
+        *[lambda q=q: MinReward(quantile=q) for q in (-0.1, 1.1, math.nan, "0.5", True)],
+        lambda: MinReward(0.7, quantile=0.5),
         *[lambda n=n: MaxEpisodes(n) for n in (0, -1, 1.5, "10", True)],
         lambda: MaxEpisodes(5, keep="oldest"),
+        lambda: MaxEpisodes(5, keep="random", seed=0.5),
+        *[lambda n=n: MaxBytes(n) for n in (0, -1, 1.5, "10", True)],
+        lambda: Decay(0, 0.5),
+        lambda: Decay(30, math.nan),
+        lambda: Unused(-1),
+        lambda: Unused(5, by="forgotten"),
+        lambda: Unused(5, success=None),
+        *[lambda cosine=cosine: Distinct(cosine) for cosine in (0, 1.01, math.nan, "1")],
         lambda: MaxAge(1) & "MinReward(0.7)",
         lambda: MaxAge(1) | None,
+        lambda: MaxAge(1).where(),
+        lambda: MaxAge(1).where(task=5),
     ],
 )
 def test_what_is_no_policy_is_refused_when_it_is_made(make):
@@ -52,20 +107,90 @@ def test_what_is_no_policy_is_refused_when_it_is_made(make):
         make()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "null",
-        "{}",
-        '{"policy": "Nothing"}',
-        '{"policy": "MaxAge"}',
-        '{"policy": "MaxAge", "days": -1}',
-        '{"policy": "MaxEpisodes", "n": 5, "keep": "oldest"}',
-        '{"policy": "Both", "first": {"policy": "KeepForever"}}',
-        '{"policy":"Both","first":' * 5_000,
-    ],
-)
+NO_JSON = [
+    "",
+    "null",
+    "{}",
+    '{"policy": "Nothing"}',
+    '{"policy": "MaxAge"}',
+    '{"policy": "MaxAge", "days": -1}',
+    '{"policy": "MaxAge", "days": 1, "hours": 2}',
+    '{"policy": ["MaxAge"], "days": 1}',
+    '{"policy": "MaxEpisodes", "n": 5, "keep": "oldest"}',
+    '{"policy": "Both", "first": {"policy": "KeepForever"}}',
+    '{"policy": "Both", "first": {"policy": "KeepForever"}, "second": 5}',
+    '{"policy": "Where", "rule": {"policy": "KeepForever"}, "filter": {}}',
+    '{"policy": "RetentionPolicy"}',
+    '{"policy":"Both","first":' * 5_000,
+]
+
+
+@pytest.mark.parametrize("text", NO_JSON)
 def test_what_is_no_policy_is_refused_as_json(text):
     with pytest.raises(InvalidRequest, match="no retention policy"):
         RetentionPolicy.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *NO_JSON,
+        "MaxAge",
+        "MaxAge()",
+        "MaxAge(90",
+        "MaxAge(days=hours)",
+        "MaxAge(90) + MinReward(1)",
+        "MaxAge(90) & 5",
+        "MaxAge(90).which(task='x')",
+        "MaxAge(90).where()",
+        "MaxAge(__import__('os').getpid())",
+        "__import__('os').system('true')",
+        "MaxAge(**{'days': 5})",
+        "(" * 5_000,
+        "MaxAge(90)\0",
+    ],
+)
+def test_what_is_no_policy_is_refused_as_an_expression(text):
+    with pytest.raises(InvalidRequest, match="no retention policy"):
+        RetentionPolicy.parse(text)
+
+
+class KeepTagged(RetentionPolicy, frozen=True):
+    """Episodes whose metadata do not have this tag go."""
+
+    name: str
+
+    def condemned(self, rows: Rows) -> sa.ColumnElement[bool]:
+        return sa.func.json_extract(episodes.c.metadata, "$.tag").is_distinct_from(self.name)
+
+    def __str__(self) -> str:
+        return f"keep what is tagged {self.name!r}"
+
+
+def test_a_policy_of_ones_own_is_stored_composed_and_applied_like_the_others(hub: Hub, episode, vector):
+    tags = ["gold", "lead", None, "gold"]
+    hub.put(
+        [episode(n, id=f"x{n}", vector=vector(n), metadata={"tag": tag} if tag else {}) for n, tag in enumerate(tags)]
+    )
+    hub.set_retention("acme", KeepTagged("gold") | MinReward(0.2))
+    assert repr(hub.retention("acme")) == "KeepTagged(name='gold') | MinReward(reward=0.2)"
+    assert hub.apply_retention("acme").removed == {"acme": 1}
+    assert set(hub.episodes("acme")["id"]) == {"x0", "x2", "x3"}
+
+
+def test_a_class_that_is_defined_again_replaces_the_one_before():
+    def define(default: float) -> type[RetentionPolicy]:
+        class Again(RetentionPolicy, frozen=True):
+            days: float = default
+
+        return Again
+
+    first = define(1.0)
+    assert isinstance(RetentionPolicy.parse("Again()"), first)
+    second = define(2.0)
+    assert isinstance(RetentionPolicy.parse("Again()"), second)
+
+
+def test_a_policy_whose_class_is_not_imported_says_so():
+    with pytest.raises(InvalidRequest, match=r"'KeepTogged'.*KeepForever, .*imported"):
+        RetentionPolicy.parse('{"policy": "KeepTogged", "name": "gold"}')

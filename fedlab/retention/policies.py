@@ -105,6 +105,8 @@ class MaxEpisodes(RetentionPolicy, frozen=True):
 
     def __post_init__(self) -> None:
         _positive(self.n, "n", whole=True)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise InvalidRequest(f"seed must be a whole number, not {self.seed!r:.40}")
         if self.keep not in ("newest", "best", "most_used", "random"):
             raise InvalidRequest(f"keep is newest, best, most_used or random, not {self.keep!r:.40}")
 
