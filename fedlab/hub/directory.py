@@ -60,7 +60,7 @@ class Directory:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise InvalidRequest(f"{path} is a file; a hub lives in a directory") from None
-        self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False)
+        self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False, thread_local=False)
         self._take_lock()
 
     def has_caches(self) -> bool:
