@@ -47,7 +47,7 @@ policies = st.recursive(
         st.builds(lambda one, other: one & other, part, part),
         st.builds(lambda one, other: one | other, part, part),
         st.builds(lambda one, task: one.where(task=task), part, st.text(max_size=5)),
-        st.builds(lambda one, since, agent: one.where(since=since, agent_id=agent), part, st.integers(0, 2**50), st.text(max_size=3)),
+        st.builds(lambda one, since, agent: one.where(since=since, agent_id=agent), part, st.integers(0, 2**47), st.text(max_size=3)),
     ),
     max_leaves=6,
 )  # fmt: skip

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedlab.episode import check_note
 from fedlab.errors import InvalidRequest
@@ -11,7 +10,7 @@ from fedlab.hub import operations, reading
 from fedlab.hub.core import HubCore
 from fedlab.hub.forgetting import in_batches
 from fedlab.hub.schema import episodes, listed
-from fedlab.recall import Filter
+from fedlab.recall import Filter, check_ids
 from fedlab.retention import Rows
 
 if TYPE_CHECKING:
@@ -94,16 +93,13 @@ class HoldMethods(HubCore):
         self._require(tenant_id)
         check_note(reason, "reason")
         check_note(actor, "actor")
-        wanted = [] if ids is None or isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
-        if ids is not None and (isinstance(ids, str) or not all(isinstance(each, str) for each in wanted)):
-            raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
+        named = () if ids is None else (listed(episodes.c.uid, check_ids(ids)),)
         if ids is None and where.passes_all:
             raise InvalidRequest(
                 "say which episodes: ids, task, agent_id, min_reward, since or until (since=0 for all)"
             )
-        named: Any = None if ids is None else listed(episodes.c.uid, wanted)
         with self._reading() as connection:
-            chosen = Rows(connection, tenant_id, self.clock.now()).part(where).ids(named)
+            chosen = Rows(connection, tenant_id, self.clock.now()).part(where).ids(*named)
 
         def work(tx: Transaction, part: Ids) -> int:
             tx.erased.check_open([tenant_id])

@@ -162,7 +162,7 @@ plans = st.lists(
             "group": st.integers(0, 2),
             "sources": st.lists(st.integers(0, 30), max_size=3),
             "held": st.sampled_from([False, False, False, True]),
-            "output": st.text(max_size=20),
+            "output": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
         }
     ),
     max_size=14,
