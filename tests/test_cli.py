@@ -121,6 +121,9 @@ def test_the_version_is_printed(run: Run):
         ["tail", "d", "--lines", "-1"],
         ["verify", "d", "e"],
         ["demo", "--generations", "1"],
+        ["retention", "d", "acme", "--set", "MaxAge(ninety)"],
+        ["retention", "d", "acme", "--preview", "--apply"],
+        ["release", "d", "acme", "x1"],
     ],
     ids=" ".join,
 )
@@ -422,3 +425,38 @@ def test_what_can_not_be_backed_up_or_restored_is_said(lab: Path, run: Run, tmp_
     run("backup", lab, tmp_path / "backup")
     assert "overwritten" in run("restore", tmp_path / "backup", lab).err
     assert "--at" in run("restore", tmp_path / "backup", tmp_path / "new", "--at", "yesterday").err
+
+
+# --- retention and holds ---------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_previewed_set_shown_and_applied_from_the_shell(run: Run, lab: Path):
+    assert run("retention", lab, "acme").out == "acme: keep everything forever\nKeepForever()\n"
+    policy = "MinReward(0.3) & MaxAge(90).where(task='task 1')"
+    preview = run("retention", lab, "acme", "--set", policy, "--preview")
+    assert "3 of 5 episodes would go" in preview.out
+    assert json.loads(run("retention", lab, "acme", "--set", policy, "--preview", "--json").out)["removed"] == 3
+    assert "KeepForever()" in run("retention", lab, "acme").out
+    shown = run("retention", lab, "acme", "--set", policy).out
+    assert shown.endswith("MinReward(reward=0.3) & MaxAge(days=90).where(task='task 1')\n")
+    stored = run("retention", lab, "acme", "--json").out
+    assert "3 of 5 episodes would go" in run("retention", lab, "acme", "--preview").out
+    assert run("retention", lab, "acme", "--apply").out == "acme: 3 episodes forgotten\n"
+    assert json.loads(run("retention", lab, "globex", "--set", stored, "--apply", "--json").out)["removed"] == {"globex": 3}
+    assert run("retention", lab, "acne").code == 1
+
+
+def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, running: HubProcess):
+    with fedlab.connect_sync(running.url) as hub:
+        first = hub.episodes("acme")["id"][0]
+    assert run("hold", running.url, "acme", first, "--reason", "exemplar").out.startswith("1 episodes are held")
+    assert run("hold", running.url, "acme", "--task", "task 2", "--min-reward", "0.1", "--reason", "r").out[0] == "1"
+    lines = run("hold", running.data, "acme").out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(first)
+    assert "(exemplar)" in lines[0]
+    applied = run("retention", running.url, "acme", "--set", "MinReward(9)", "--apply")
+    assert applied.out == "acme: 3 episodes forgotten\n"
+    assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
+    assert run("hold", running.url, "acme").out == ""
+    assert run("hold", running.url, "acme", "--reason", "which?").code == 1

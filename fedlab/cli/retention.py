@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedlab.cli.shared import AsJson, HubArgument, Token, app, open_hub
+from fedlab.errors import InvalidRequest
 
 OfTenant = Annotated[str, typer.Argument(metavar="TENANT", help="Whose episodes.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which episodes.")]
@@ -41,7 +42,10 @@ def retention(
 
     if preview and apply:
         raise typer.BadParameter("--preview changes nothing: leave --apply out")
-    given = None if policy is None else RetentionPolicy.parse(policy)
+    try:
+        given = None if policy is None else RetentionPolicy.parse(policy)
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message, param_hint="--set") from None
     with open_hub(hub, token) as connection:
         if preview:
             result = connection.preview_retention(tenant, given)

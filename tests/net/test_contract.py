@@ -198,6 +198,41 @@ async def test_retention_is_set_previewed_and_applied(connection: HubConnection,
     assert (await connection.verify()).ok
 
 
+async def test_a_preview_is_of_the_stored_policy_unless_another_is_given(connection: HubConnection, episode: Make):
+    await connection.put([episode(n) for n in range(10)])
+    await connection.recall("acme", "task 1")
+    await connection.set_retention("acme", MaxEpisodes(3, keep="best").where(task="task 1") & Distinct(0.5))
+    own, other = await connection.preview_retention("acme"), await connection.preview_retention("acme", KeepForever())
+    assert own.policy == str(await connection.retention("acme"))
+    assert own.removed + own.kept == 10
+    assert sum(own.by_task.values()) == sum(own.by_age.values()) == sum(own.by_reward.values()) == own.removed > 0
+    assert own.recall is not None
+    assert own.recall.queries == 1
+    assert (other.removed, other.policy) == (0, "keep everything forever")
+
+
+async def test_episodes_are_held_and_released(connection: HubConnection, episode: Make, hub: Hub):
+    made = [episode(n) for n in range(10)]
+    await connection.put(made)
+    assert (await connection.holds("acme")).is_empty()
+    assert await connection.hold("acme", [made[0].id], reason="exemplar") == 1
+    assert await connection.hold("acme", reason="the best", min_reward=0.8, since=0) == 2
+    frame = await connection.holds("acme")
+    assert frame["id"].to_list() == [made[n].id for n in (0, 8, 9)]
+    assert frame.equals(hub.holds("acme"))
+    with pytest.raises(HeldEpisodes) as raised:
+        await connection.forget("acme", [made[0].id, made[1].id], reason="r")
+    assert raised.value.details["ids"] == [made[0].id]
+    await connection.set_retention("acme", MinReward(5))
+    assert (await connection.preview_retention("acme")).held == 3
+    assert (await connection.apply_retention("acme")).removed == {"acme": 7}
+    assert await connection.release("acme", reason="enough", task="task 0") == 1
+    assert (await connection.apply_retention("acme")).removed == {"acme": 1}
+    for call in (connection.hold("acme", reason="r"), connection.release("acme", "x1", reason="r")):
+        with pytest.raises(InvalidRequest):
+            await call
+
+
 async def test_fifty_calls_at_once_get_each_its_own_answer(connection: HubConnection, episode: Make):
     await asyncio.gather(*(connection.put(episode(n, tenant_id=f"t{n}")) for n in range(50)))
     found = await asyncio.gather(*(connection.recall(f"t{n}", "x", k=5) for n in range(50)))

@@ -33,6 +33,9 @@ async def test_a_token_opens_its_own_tenant_only(server: HubServer, token: Any, 
                 hub.changes(tenant_id=tenant),
                 hub.retention(tenant),
                 hub.preview_retention(tenant, MinReward(1)),
+                hub.preview_retention(tenant),
+                hub.holds(tenant),
+                hub.hold(tenant, since=0, reason="r"),
             ):
                 with pytest.raises(PermissionDenied):
                     await call
@@ -61,6 +64,8 @@ async def test_an_observer_writes_nothing(server: HubServer, token: Any, episode
             connection.forget("acme", ["x"], reason="r"),
             connection.set_retention("acme", MinReward(1)),
             connection.apply_retention("acme"),
+            connection.hold("acme", since=0, reason="r"),
+            connection.release("acme", since=0, reason="r"),
             connection.verify(),
         ):
             with pytest.raises(PermissionDenied, match="role"):
