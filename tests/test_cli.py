@@ -438,11 +438,13 @@ def test_a_policy_is_previewed_set_shown_and_applied_from_the_shell(run: Run, la
     assert json.loads(run("retention", lab, "acme", "--set", policy, "--preview", "--json").out)["removed"] == 3
     assert "KeepForever()" in run("retention", lab, "acme").out
     shown = run("retention", lab, "acme", "--set", policy).out
-    assert shown.endswith("MinReward(reward=0.3) & MaxAge(days=90).where(task='task 1')\n")
+    assert shown.endswith("MinReward(reward=0.3) & MaxAge(days=90.0).where(task='task 1')\n")
     stored = run("retention", lab, "acme", "--json").out
     assert "3 of 5 episodes would go" in run("retention", lab, "acme", "--preview").out
     assert run("retention", lab, "acme", "--apply").out == "acme: 3 episodes forgotten\n"
-    assert json.loads(run("retention", lab, "globex", "--set", stored, "--apply", "--json").out)["removed"] == {"globex": 3}
+    assert json.loads(run("retention", lab, "globex", "--set", stored, "--apply", "--json").out)["removed"] == {
+        "globex": 3
+    }
     assert run("retention", lab, "acne").code == 1
 
 

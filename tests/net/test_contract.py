@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from fedlab import (
+    Distinct,
     Episode,
+    HeldEpisodes,
     Hub,
     IdConflict,
     InvalidEpisode,
     InvalidRequest,
     InvalidVector,
+    KeepForever,
+    MaxEpisodes,
     MinReward,
     Random,
     Reward,
