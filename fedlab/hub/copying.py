@@ -32,6 +32,7 @@ class CopyMethods(HubCore):
             HubUnavailable: If it can not be written; then nothing is left of it.
         """
         self._require_open()
+        self._write_usage()
         return backups.write_backup(
             self._directory.database, Path(path), self.clock.now(), None if base is None else Path(base)
         )
@@ -86,5 +87,6 @@ class CopyMethods(HubCore):
             InvalidRequest: If `path` is not empty, or this hub knows no such moment.
         """
         self._require_open()
+        self._write_usage()
         restoring.fork(self._directory.database, Path(path), self.clock.now(), at=at)
         return type(self)(path, self.clock, self.embedder)

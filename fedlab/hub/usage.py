@@ -66,6 +66,12 @@ class Usage:
         self._ids = 0
         return [self._recalls.popleft() for _ in range(len(self._recalls))]
 
+    def drop(self, tenant_id: str) -> None:
+        """Forget the recalls of a tenant that is being erased: one that is made later under its name has none."""
+        for each in self.take():
+            if each.tenant_id != tenant_id:
+                self.add(each)
+
 
 def write(tx: Transaction, taken: Sequence[Recalled]) -> None:
     """Add to the statistics; what was forgotten or erased meanwhile is left out."""

@@ -95,3 +95,24 @@ def test_statistics_are_no_change_of_the_hub(lab: Hub, vector):
     lab.recall("acme", vector(1))
     lab.preview_retention("acme", Unused(after=1))
     assert lab.info().seq == before
+
+
+def test_a_backup_and_a_fork_have_the_recalls_up_to_them(lab: Hub, tmp_path, vector):
+    lab.recall("acme", vector(3), k=1)
+    lab.backup(tmp_path / "backup")
+    with Hub.restore(tmp_path / "backup", tmp_path / "restored") as restored:
+        assert counted(restored) == {"x3": 1}
+    lab.recall("acme", vector(4), k=1)
+    with lab.fork(tmp_path / "fork") as fork:
+        assert counted(fork) == {"x3": 1, "x4": 1}
+
+
+def test_a_tenant_made_anew_under_an_erased_name_has_none_of_the_queries_before(lab: Hub, episode, vector):
+    lab.put(episode(0, tenant_id="gone", vector=vector(0)))
+    lab.recall("gone", vector(7), k=1)
+    lab.recall("acme", vector(3), k=1)
+    lab.erase_tenant("gone", reason="request")
+    lab.put(episode(1, tenant_id="gone", vector=vector(1)))
+    lab.preview_retention("acme", Unused(after=1))
+    assert rows(lab, "SELECT DISTINCT tenant_id FROM queries") == [("acme",)]
+    assert counted(lab) == {"x3": 1}
