@@ -6,6 +6,7 @@ says who has the directory open. `before-upgrade/` has databases as they were be
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -90,7 +91,12 @@ class Directory:
 
     def bytes(self) -> int:
         """Size of all files."""
-        return sum(each.stat().st_size for each in self.path.rglob("*") if each.is_file())
+        size = 0
+        for each in self.path.rglob("*"):
+            # The index may rename or remove a file at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                size += each.stat().st_size if each.is_file() else 0
+        return size
 
     def close(self) -> None:
         """Give the lock back, and remove what lived in memory; idempotent."""

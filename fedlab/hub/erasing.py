@@ -223,10 +223,17 @@ def export_ledger(connection: sa.Connection) -> list[LedgerEntry]:
     return entries
 
 
-def known_to(entry: LedgerEntry, seq: int) -> LedgerEntry:
-    """An entry for a log that is the same up to a seq, and whose own end may be anywhere."""
-    seqs = [each for each in _unpack(entry.seqs) if each <= seq]
-    return msgspec.structs.replace(entry, seq=entry.seq + (1 << 60), seqs=_pack(seqs))
+def known_to(entry: LedgerEntry, seq: int, more: Iterable[int], other: LedgerEntry | None) -> LedgerEntry:
+    """An entry for a log that is the same up to a seq, and whose own end may be anywhere.
+
+    Args:
+        entry: Of the ledger of another log.
+        seq: The last change that both have.
+        more: What this log has of the erased under other seqs, after that.
+        other: What a third log knew of the same erasure, in terms of this one.
+    """
+    seqs = {*(each for each in _unpack(entry.seqs) if each <= seq), *more, *(_unpack(other.seqs) if other else ())}
+    return msgspec.structs.replace(entry, seq=entry.seq + (1 << 60), seqs=_pack(sorted(seqs)))
 
 
 def apply_ledger(target: Transaction | sa.Connection, entries: Sequence[LedgerEntry]) -> int:

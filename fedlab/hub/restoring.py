@@ -20,7 +20,7 @@ from fedlab.hub.backups import check_empty, put_together, reading_only
 from fedlab.hub.directory import Directory, new_hub_id, open_database, read_head, read_hub_id, sync, write_meta
 from fedlab.hub.erased import Erased
 from fedlab.hub.erasing import LedgerEntry, apply_ledger, export_ledger, known_to
-from fedlab.hub.log import REDACTED, Statements, Transaction
+from fedlab.hub.log import REDACTED, Statements, Transaction, erased_id
 from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, read_chain
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _bring_to(tx: Transaction, part: Part, at: datetime | int | None, ledgers: S
     tx.log("hub_restored", "", manifest.hub_id, "local", f"change {seq} of the backup of {made}; epoch {epoch}")
     timetravel.log_lost(tx, lost, f"not restored: it was forgotten after change {seq}, and not kept")
     erased = apply_ledger(tx, entries)
-    timetravel.lock_out(tx, ids, {entry.id for entry in entries})
+    timetravel.lock_out(tx, ids, {entry.id for entry in entries} | {row.reason for row in ids})
     if lost:
         logger.warning("%d episodes that were live at change %d were not kept and are not restored", len(lost), seq)
     if erased:
@@ -254,20 +254,33 @@ def _fitting(tx: Transaction, ledgers: Sequence[_Ledger], seq: int) -> tuple[lis
     """The erasures that a copy does not know yet, in terms of its own log up to a seq; and log rows of erased episodes
     that it never had.
 
-    Logs of one hub part where one was restored from a backup: from there on the same seq means different changes.
+    Logs of one hub part where one was restored from a backup: from there on the same seq means different changes, and
+    an episode that was pushed to both has two numbers.
     """
     known = set(tx.connection.scalars(sa.select(schema.erasures.c.id)))
+    gone = set(tx.connection.scalars(sa.select(schema.changes.c.subject).where(schema.changes.c.kind == REDACTED[0])))
     entries: dict[str, LedgerEntry] = {}
     ids: dict[str, Any] = {}
     for ledger in ledgers:
-        fresh = {entry.id: entry for entry in ledger.entries if entry.id not in known}
-        if fresh:
-            common = min(seq, _common(tx, ledger))
-            entries |= {each: known_to(entry, common) for each, entry in fresh.items()}
-            with reading_only(ledger.databases[0]) as connection:
-                erased = timetravel.logged(REDACTED[0]).where(schema.changes.c.seq > common)
-                ids |= {row.subject: row for row in connection.execute(erased) if row.reason in fresh}
+        if not ledger.entries:
+            continue
+        common = min(seq, _common(tx, ledger))
+        with reading_only(ledger.databases[0]) as connection:
+            erased = connection.execute(timetravel.logged(REDACTED[0]).where(schema.changes.c.seq > common)).all()
+        own = _numbers_after(tx, common, seq) if erased else {}
+        for entry in ledger.entries:
+            if entry.id not in known:
+                more = [own[row.subject] for row in erased if row.reason == entry.id and row.subject in own]
+                entries[entry.id] = known_to(entry, common, more, entries.get(entry.id))
+        ids |= {row.subject: row for row in erased if row.subject not in gone and row.subject not in own}
     return list(entries.values()), list(ids.values())
+
+
+def _numbers_after(tx: Transaction, common: int, seq: int) -> dict[str, int]:
+    """The episodes that a part of the log stored, by what would be kept of their ids."""
+    c = schema.changes.c
+    rows = tx.connection.execute(timetravel.logged("episode_stored").where(c.seq > common, c.seq <= seq))
+    return {erased_id(row.tenant_id, row.subject): row.seq for row in rows}
 
 
 def _common(tx: Transaction, ledger: _Ledger) -> int:

@@ -8,6 +8,8 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -232,3 +234,22 @@ def test_damage_anywhere_is_refused_or_found_or_harmless_and_never_a_stack_trace
     # Zero bytes are mostly unused space, where damage harms nothing; a byte that says something is missed.
     assert len(in_content) >= 25
     assert in_content.count("found") + in_content.count("refused") >= 0.9 * len(in_content)
+
+
+def test_the_size_of_a_hub_can_be_asked_while_its_index_renames_and_removes_files(hub):
+    (hub.path / "index").mkdir(exist_ok=True)
+    finished = threading.Event()
+
+    def churn() -> None:
+        while not finished.is_set():
+            for work in (Path.touch, Path.unlink):
+                for number in range(50):
+                    work(hub.path / f"index/{number}.new")
+
+    with ThreadPoolExecutor(1) as thread:
+        churning = thread.submit(churn)
+        try:
+            assert all(hub.stats().bytes for _ in range(200))
+        finally:
+            finished.set()
+        churning.result(20)

@@ -320,6 +320,39 @@ def test_a_log_that_went_another_way_since_is_not_erased_in_by_number(tmp_path, 
                 hub.put(episode(1, id=name))
 
 
+def test_an_episode_that_was_pushed_again_after_a_restore_is_erased_in_the_logs_of_before_and_after(tmp_path, episode):
+    with opened(tmp_path / "hub") as hub:
+        hub.put(episode(0, id="common"))
+        hub.backup(tmp_path / "fork-point")
+        hub.put(episode(1, id="twice", output=MARKER))
+        hub.backup(tmp_path / "one-way")
+    with Hub.restore(tmp_path / "fork-point", tmp_path / "hub", overwrite=True) as hub:
+        hub.put([episode(2, id="first"), episode(1, id="twice", output=MARKER)])
+        hub.erase_episodes("acme", ["twice"], reason="asked to")
+    with Hub.restore(tmp_path / "one-way", tmp_path / "hub", overwrite=True) as hub:
+        assert ids(hub) == {"common"}
+        assert hub.verify().ok, hub.verify()
+        assert holds_marker(hub.path) == []
+        with pytest.raises(IdConflict, match="erased"):
+            hub.put(episode(1, id="twice", output=MARKER))
+
+
+def test_what_an_erasure_took_when_it_was_done_again_does_not_come_back_in_a_log_that_knew_it_before(tmp_path, episode):
+    with opened(tmp_path / "hub") as hub:
+        hub.backup(tmp_path / "fork-point")
+        hub.put(episode(1, id="only-here"))
+        hub.backup(tmp_path / "one-way")
+    with Hub.restore(tmp_path / "fork-point", tmp_path / "hub", overwrite=True) as hub:
+        hub.put(episode(2))
+        hub.erase_tenant("acme", reason="asked to")
+        hub.backup(tmp_path / "other-way")
+    Hub.restore(tmp_path / "one-way", tmp_path / "hub", overwrite=True).close()
+    with Hub.restore(tmp_path / "other-way", tmp_path / "hub", overwrite=True) as hub:
+        with pytest.raises(IdConflict, match="erased"):
+            hub.put(episode(1, id="only-here"))
+        assert hub.verify().ok, hub.verify()
+
+
 # --- a point in time --------------------------------------------------------------------------------------------------
 
 
