@@ -7,31 +7,18 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fedlab.lab import docstrings
+from fedlab.lab.world import Task
 
 if TYPE_CHECKING:
     import numpy as np
 
 MIN_TEXTS = 20
 """Fewest texts of a module that takes part."""
-
-
-class Task(NamedTuple):
-    """One task of a world.
-
-    Args:
-        task: What is to be done; the same for all tasks of a kind.
-        input: What it is to be done on.
-        answer: What is right.
-    """
-
-    task: str
-    input: str
-    answer: str
 
 
 class _Data(msgspec.Struct, frozen=True):
@@ -70,15 +57,11 @@ class ToolChoice:
         self.answers = tuple(data.answers[i] for i in order)
         self.module_docs = dict(data.module_docs)
         self.modules = tuple(self.module_docs)
+        self.options = self.module_docs
         self.data_hash = data.hash
 
-    def tasks(self, rng: np.random.Generator, n: int) -> list[Task]:
-        """`n` different tasks, or as many as there are.
-
-        Args:
-            rng: The same generator state gives the same tasks.
-            n: How many.
-        """
+    def tasks(self, rng: np.random.Generator, n: int, generation: int = 0) -> list[Task]:
+        """`n` different tasks, or as many as there are; of all generations alike."""
         chosen = rng.choice(len(self.texts), size=min(n, len(self.texts)), replace=False)
         return [Task(self.task, self.texts[i], self.answers[i]) for i in chosen]
 

@@ -1,0 +1,64 @@
+"""`Arm`: one experimental condition, a learner under one regime of memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from fedlab.retention import KeepForever, RetentionPolicy
+
+if TYPE_CHECKING:
+    from fedlab.lab.learner import Learner, Query
+
+
+@dataclass(frozen=True)
+class NoisyEvaluator:
+    """Agents write what they believe to be a success: they see the reward with noise.
+
+    Args:
+        sigma: Standard deviation of the noise.
+        threshold: What is written has at least this observed reward.
+    """
+
+    sigma: float
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Islands:
+    """The agents of a generation live in several tenants, which share a part of what they store.
+
+    Args:
+        tenants: How many.
+        migration: The share of a generation's episodes, 0 to 1, that is copied to the next tenant in a ring after it.
+    """
+
+    tenants: int
+    migration: float = 0.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One experimental condition.
+
+    Args:
+        name: Unique in an experiment; it names the arm in frames, plots and files.
+        learner: Answers the tasks.
+        retention: What is forgotten, between generations.
+        recall: What is recalled for a task, instead of what the learner asks for.
+        write: What agents store: everything, successes (a reward of 0.5 or more), or what a noisy evaluator takes
+            for one.
+        sharing: Who shares a memory: all agents of a cell; nobody, so that each place in a generation hands on to
+            its own successor alone; or islands.
+        feedback: Whether agents learn only their reward, or also what would have been right.
+        capacity: Most episodes of a memory; the newest stay.
+    """
+
+    name: str
+    learner: Learner
+    retention: RetentionPolicy = field(default_factory=KeepForever)
+    recall: Query | None = None
+    write: Literal["everything", "successes"] | NoisyEvaluator = "everything"
+    sharing: Literal["all", "none"] | Islands = "all"
+    feedback: Literal["bandit", "corrective"] = "bandit"
+    capacity: int | None = None
