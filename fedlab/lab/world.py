@@ -57,6 +57,8 @@ class World(Protocol):
 
     - `attempt(task, rng)`, a generator that yields a `Task` for each answer that it needs, receives the answer,
       and returns an `Outcome` or a list of them: for tasks of several steps, for noise, for copying with error.
+    - `seeded(rng)`: the world of one seed, the same for all arms, where something is drawn once for all generations
+      (an order without repetition, which answers will drift).
     - `options`: a mapping of every possible answer to a text that describes it, for learners that choose.
     - `founders(rng)`: `Outcome`s that are in memory before the first generation, each with its `input`.
     - `helpful(task, outcome)`: whether having seen this outcome of another task would have helped with this one.
