@@ -529,3 +529,71 @@ def test_near_duplicates_are_found_across_blocks(hub, episode, vector, monkeypat
     assert hub.apply_retention().removed == {"acme": 40}
     best = {group: max(made[group::20], key=lambda each: each.reward).id for group in range(20)}
     assert set(hub.episodes("acme")["id"]) == set(best.values())
+
+
+@pytest.fixture
+def small(tmp_path, clock):
+    """A hub whose vectors are short, so that many are quickly stored."""
+    with Hub(tmp_path / "small", clock, "hashing-8", durability="off") as hub:
+        yield hub
+
+
+def test_90_days_and_070_on_a_hub_of_100_000_while_others_push_and_recall(small):
+    """The document's own policy at size: exact sets, index and database agree, and nobody is shown what is gone."""
+    hub = small
+    count = 100_000
+    rng = np.random.default_rng(0)
+    ages, rewards = rng.integers(0, 180 * DAY, count), rng.random(count).round(2)
+    vectors = rng.normal(size=(count, 8)).astype(np.float16)
+    ages[:4], rewards[:4] = [90 * DAY, 90 * DAY + 1, 0, 0], [0.7, 1.0, 0.69, 0.7]  # the edges
+    names = {"tenant_id": "acme", "agent_id": "old", "task": "plan", "output": ""}
+    for start in range(0, count, 20_000):
+        hub.put([
+            Episode(**names, id=f"e{n}", input="", reward=rewards[n], created_at=NOW - int(ages[n]), vector=vectors[n])
+            for n in range(start, start + 20_000)
+        ])  # fmt: skip
+    stay = {f"e{n}" for n in np.flatnonzero((ages <= 90 * DAY) & (rewards >= 0.7))}
+    assert {"e0", "e3"} <= stay
+    assert not {"e1", "e2"} & stay
+    policy = MaxAge(90) & MinReward(0.7)
+    assert hub.preview_retention("acme", policy).removed == count - len(stay)
+    hub.set_retention("acme", policy)
+
+    gone: set[str] = set()
+    known = hub.info().seq
+    met, pushed, more, done = [], [], threading.Event(), threading.Event()
+
+    def follow(_seq: int) -> None:
+        nonlocal known
+        for change in hub.read_changes(known, kind="episode_forgotten", limit=None):
+            gone.add(change.subject)
+            known = change.seq
+        if len(gone) >= 2_000 * len(met):
+            more.set()
+
+    def work() -> None:
+        """A push and a recall again and again; not without a pause, which would make the batches tiny."""
+        while more.wait(60) and not done.is_set():
+            more.clear()
+            pushed.append(f"new{len(pushed)}")
+            hub.put(Episode(**names, id=pushed[-1], input="new", reward=1, vector=DIRECTIONS[0]))
+            before = set(gone)
+            met.append({memory.id for memory in hub.recall("acme", vectors[len(met)], 10)} & before)
+
+    undo = hub.on_commit(follow)
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        removed = hub.apply_retention("acme").removed
+    finally:
+        done.set()
+        more.set()
+        thread.join()
+        undo()
+    assert removed == {"acme": count - len(stay)}
+    assert gone == {f"e{n}" for n in range(count)} - stay
+    assert set(hub.episodes("acme")["id"]) == stay | set(pushed)
+    assert len(met) > 20
+    assert not any(met)
+    assert not {memory.id for memory in hub.recall("acme", DIRECTIONS[1], 10_000)} & gone
+    assert hub.verify().ok
