@@ -38,6 +38,7 @@ class NearestNeighbour:
 
     def prepare(self, world: World, embed: Embed) -> None:
         """Learn the options of the world, for when there are no memories."""
+        self._fallback = ZeroShot()  # a copy of a learner must not share it
         self._fallback.prepare(world, embed)
 
     def queries(self, task: Task) -> list[Query]:

@@ -40,6 +40,7 @@ class SignedVote:
 
     def prepare(self, world: World, embed: Embed) -> None:
         """Learn the options of the world."""
+        self._zero_shot = ZeroShot()  # a copy of a learner must not share it
         self._zero_shot.prepare(world, embed)
 
     def queries(self, task: Task) -> list[Query]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedlab.lab.world import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
-    import numpy as np
     import numpy.typing as npt
 
     from fedlab.lab.world import Outcome
@@ -45,34 +46,34 @@ class Answered:
         self.data_hash = data_hash
         self.vectors = vectors
         self.dimension = None if vectors is None else vectors.shape[1]
-        self._shuffler: np.random.Generator | None = None
-        self._waiting: list[int] = []
+        self._seed: int | None = None
 
     def seeded(self, rng: np.random.Generator) -> Self:
-        """This world in an order of its own, in which it gives its inputs from call to call.
+        """This world in an order of its own, in which its generations go through the inputs.
 
         Args:
-            rng: Draws the order, and another one whenever all inputs were given.
+            rng: Draws the order, and another one for each time that all inputs were given.
         """
         world = copy.copy(self)
-        world._shuffler, world._waiting = rng, []
+        world._seed = int(rng.integers(2**63))
         return world
 
     def tasks(self, rng: np.random.Generator, n: int, generation: int = 0) -> list[Task]:
-        """`n` tasks, of all generations alike.
+        """`n` different tasks, or as many as there are. In the world of a seed, the next n of its order.
 
         Args:
-            rng: Draws them, all different, or as many as there are. Not used in the world of a seed, which goes on
-                where it was.
-            n: How many.
-            generation: Changes nothing.
+            rng: Draws them, where the world is not that of a seed.
+            n: How many, the same in each generation.
+            generation: Counts from 0.
         """
-        if self._shuffler is None:
-            size = min(n, len(self.inputs))
-            return [self._item(i) for i in rng.choice(len(self.inputs), size=size, replace=False).tolist()]
-        while len(self._waiting) < n:
-            self._waiting += self._shuffler.permutation(len(self.inputs)).tolist()
-        chosen, self._waiting = self._waiting[:n], self._waiting[n:]
+        size = len(self.inputs)
+        if self._seed is None:
+            return [self._item(i) for i in rng.choice(size, size=min(n, size), replace=False).tolist()]
+        chosen: list[int] = []
+        while len(chosen) < n:
+            round, first = divmod(generation * n + len(chosen), size)
+            order = np.random.default_rng([self._seed, round]).permutation(size)
+            chosen += order[first : first + n - len(chosen)].tolist()
         return [self._item(i) for i in chosen]
 
     def _item(self, number: int) -> Task:

@@ -9,7 +9,7 @@ from fedlab.lab.worlds.answered import Answered
 
 
 class Digits(Answered):
-    """1,797 handwritten digits of 8 × 8 pixels (`sklearn.datasets.load_digits`), 64-dimensional vectors.
+    """1,797 handwritten digits of 8 by 8 pixels (`sklearn.datasets.load_digits`), 64-dimensional vectors.
 
     Raises:
         InvalidRequest: If scikit-learn is not installed.

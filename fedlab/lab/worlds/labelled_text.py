@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def _read(frame: Any) -> Any:
 
 
 def _text(value: Any, column: str, row: int) -> str:
-    # pandas has a float NaN where a text is missing, which is not equal to itself.
-    if value is None or value != value or not str(value).strip():
+    # pandas has a float NaN where a text is missing.
+    if value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip():
         raise InvalidRequest(f"row {row} of column {column!r} is empty: fill it or drop it")
     return str(value)
