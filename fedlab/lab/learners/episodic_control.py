@@ -32,12 +32,15 @@ class EpisodicControl:
             newest of the nearest.
         use: The value of an action is the "max" of its returns, or their "mean". Where chance has a part in the
             outcome, the maximum takes luck for skill.
-        explore: Probability of an action at random, first of those that no memory has tried.
+        unknown: What is expected of an action that was never tried here. With 0, where all returns are negative, every
+            action is tried once.
+        explore: Probability of an action at random, as long as no remembered return is better than `unknown`.
         radius: Least similarity of a state that counts as the same (cosine).
     """
 
     k: int = 16
     use: Literal["max", "mean"] = "max"
+    unknown: float = 0.0
     explore: float = 0.1
     radius: float = 0.99
     _actions: Mapping[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -64,17 +67,18 @@ class EpisodicControl:
 
     def act(self, task: Task, memories: Sequence[Memory], rng: np.random.Generator) -> Answer:
         """The action of the highest value, or one to explore."""
+        near = [memory for memory in memories if memory.similarity >= self.radius]
         tried: dict[str, list[Memory]] = {}
-        for memory in memories:
-            if memory.similarity >= self.radius:
-                tried.setdefault(memory.output, []).append(memory)
-        untried = [action for action in self._actions if action not in tried]
-        if not tried or rng.random() < self.explore:
-            choice = untried or list(self._actions)
-            return Answer(choice[int(rng.integers(len(choice)))], ())
+        for memory in near:
+            tried.setdefault(memory.output, []).append(memory)
         values = {action: self._value([memory.reward for memory in those]) for action, those in tried.items()}
+        if max(values.values(), default=self.unknown) <= self.unknown and rng.random() < self.explore:
+            actions = list(self._actions)
+            return Answer(actions[int(rng.integers(len(actions)))], ())
+        if len(near) < self.k:  # otherwise there may be more memories than these
+            values |= {action: self.unknown for action in self._actions if action not in tried}
         action = best(values, rng)
-        return Answer(action, [memory.id for memory in tried[action]])
+        return Answer(action, [memory.id for memory in tried.get(action, ())])
 
     def _value(self, returns: list[float]) -> float:
         return max(returns) if self.use == "max" else sum(returns) / len(returns)

@@ -71,8 +71,8 @@ class Answered:
             return [self._item(i) for i in rng.choice(size, size=min(n, size), replace=False).tolist()]
         chosen: list[int] = []
         while len(chosen) < n:
-            round, first = divmod(generation * n + len(chosen), size)
-            order = np.random.default_rng([self._seed, round]).permutation(size)
+            turn, first = divmod(generation * n + len(chosen), size)
+            order = np.random.default_rng([self._seed, turn]).permutation(size)
             chosen += order[first : first + n - len(chosen)].tolist()
         return [self._item(i) for i in chosen]
 

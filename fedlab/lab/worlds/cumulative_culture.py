@@ -29,8 +29,8 @@ class Growth(NamedTuple):
     """
 
     per_generation: float
-    mean: npt.NDArray[np.float64]
-    best: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.floating]
+    best: npt.NDArray[np.floating]
     critical_agents: float
 
 

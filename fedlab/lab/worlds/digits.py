@@ -15,7 +15,7 @@ class Digits(Answered):
         InvalidRequest: If scikit-learn is not installed.
 
     >>> Digits()
-    Digits(1,797 inputs, 10 options, ce6f9bc4b2cb)
+    Digits(1,797 inputs, 10 options, ...)
     """
 
     def __init__(self) -> None:

@@ -131,11 +131,11 @@ class Gymnasium:
         if self._states is None:
             x = (np.asarray(observation, float).ravel() - self._center) / self._scale
             square = float(x @ x)
-            return (np.append(2 * x, square - 1) / (square + 1)).astype(np.float32)
+            return np.asarray(np.append(2 * x, square - 1) / (square + 1), np.float32)
         if self._states <= ONE_HOT:
-            return np.eye(self._states, dtype=np.float32)[int(observation) - self._start]
+            return np.asarray(np.eye(self._states)[int(observation) - self._start], np.float32)
         direction = np.random.default_rng(int(observation)).normal(size=ONE_HOT)
-        return (direction / np.linalg.norm(direction)).astype(np.float32)
+        return np.asarray(direction / np.linalg.norm(direction), np.float32)
 
     def _text(self, observation: Any) -> str:
         if self._states is None:

@@ -26,7 +26,7 @@ class Chain(NamedTuple):
             among n; with all of memory, of the share of the first variant at last.
     """
 
-    mean: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.floating]
     decay: float
     limit: Any
 

@@ -36,7 +36,7 @@ class LabelledText(Answered):
     >>> import polars as pl
     >>> frame = pl.DataFrame({"says": ["two plus two", "a red rose", "ten minus one"], "is": ["sum", "flower", "sum"]})
     >>> LabelledText(frame, text="says", label="is")
-    LabelledText(3 inputs, 2 options, b5bd3c1d6c8c)
+    LabelledText(3 inputs, 2 options, ...)
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def _read(frame: Any) -> Any:
         return frame.collect()
     if hasattr(frame, "columns") and hasattr(frame, "__getitem__"):
         return frame
-    readers = {".csv": pl.read_csv, ".parquet": pl.read_parquet}
+    readers: dict[str, Any] = {".csv": pl.read_csv, ".parquet": pl.read_parquet}
     try:
         path = Path(frame)
         reader = readers[path.suffix.lower()]

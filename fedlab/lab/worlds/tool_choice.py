@@ -36,6 +36,7 @@ class ToolChoice(Answered):
         seed: Of the order in which `texts` and `answers` stand; tasks are drawn with a generator of your own.
 
     >>> world = ToolChoice()
+    >>> from fedlab.lab import Task
     >>> world.reward(Task(world.task, world.texts[0], world.answers[0]), world.answers[0])
     1.0
     """
