@@ -367,21 +367,27 @@ def _check_sources(episode: Episode) -> None:
     _force(episode, "sources", tuple(dict.fromkeys(sources)))
 
 
-def _check_depth(value: object, left: int) -> None:
+def _check_values(value: object, left: int) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InvalidEpisode(
+            f"metadata holds a whole number of {value.bit_length():,} bits, and no message carries more than 64:"
+            " store it as text",
+            field="metadata",
+        )
     if left == 0:
         raise InvalidEpisode(f"metadata is nested more than {MAX_DEPTH} levels deep", field="metadata")
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for each in value:
-            _check_depth(each, left - 1)
+            _check_values(each, left - 1)
 
 
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
         raise _wrong("metadata", "a dict with text keys", metadata)
     try:
-        _check_depth(metadata, MAX_DEPTH)
+        _check_values(metadata, MAX_DEPTH)
         text = metadata_json(metadata)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:

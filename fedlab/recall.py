@@ -207,16 +207,18 @@ def check_k(k: object) -> int:
     raise InvalidRequest(f"k must be an integer from 1 to {MAX_K:,}, not {k!r:.40}", field="k")
 
 
-def check_ids(ids: object) -> list[str]:
+def check_ids(ids: object, most: int | None = MAX_IDS) -> list[str]:
     """`ids` as a list, if they are ids of episodes.
 
     Raises:
-        InvalidRequest: If they are not, or are more than MAX_IDS.
+        InvalidRequest: If they are not, or are more than `most`.
     """
-    wanted = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else None
-    if wanted is None or len(wanted) > MAX_IDS or not all(isinstance(each, str) for each in wanted):
-        raise InvalidRequest(f"ids must be a sequence of at most {MAX_IDS:,} episode ids, not {ids!r:.80}", field="ids")
-    return wanted
+    wanted = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)) else None
+    if wanted is not None and all(isinstance(each, str) for each in wanted) and (most is None or len(wanted) <= most):
+        return wanted
+    limit = "" if most is None else f"at most {most:,} "
+    way_out = f": give [{ids!r:.80}]" if isinstance(ids, str) else f", not {ids!r:.80}"
+    raise InvalidRequest(f"ids must be a sequence of {limit}episode ids{way_out}", field="ids")
 
 
 def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers:

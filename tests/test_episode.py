@@ -58,7 +58,7 @@ BAD = [
     *[("created_at", value) for value in (-1, 1.5, "0", True, 253_402_300_800_000)],
     *[("expires_at", value) for value in (-1, 1.5, "0", True)],
     *[("sources", value) for value in ("abc", [1], [""], ["a b"], ["x"] * 1_001, 5)],
-    *[("metadata", value) for value in ({"x": float("nan")}, {"x": {1, 2}}, {1: 2}, {"x": "\ud800"}, [1], "{}", nested(100_000), {"x": "y" * MAX_TEXT})],
+    *[("metadata", value) for value in ({"x": float("nan")}, {"x": {1, 2}}, {1: 2}, {"x": "\ud800"}, [1], "{}", nested(100_000), {"x": "y" * MAX_TEXT}, {"x": [2**64]}, {"x": -(2**63) - 1}, {"x": 10**400})],
 ]  # fmt: skip
 BAD_VECTORS = [
     [], [0.0] * 384, [float("nan")] * 384, [float("inf")] * 384, [1e9] * 384, [1e-9] * 384, [[1.0] * 384], "x" * 384,

@@ -157,7 +157,7 @@ class EphemeralAgent:
                 if owned:
                     await connection.close()
                 raise
-            session = Session(connection, owned, life.hub, tenant_id, name, time, pull_limit)
+            session = Session(connection, owned, life, tenant_id, name, time, pull_limit)
             return cls(
                 session,
                 tenant_id,

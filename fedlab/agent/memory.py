@@ -111,6 +111,14 @@ class LocalMemory:
         self._erased.update(hashes)
         return self.release([each for each in self._episodes if self.is_forgotten(each)]) if self._erased else 0
 
+    def start_over(self) -> int:
+        """Nothing is known of the hub any more: all leave but the unsynced, returns how many."""
+        before = len(self._episodes)
+        self._episodes = dict(self._unsynced)
+        for each in (self._forgotten, self._erased, self._columns):
+            each.clear()
+        return before - len(self._episodes)
+
     def clear(self) -> None:
         """Free the RAM."""
         pools = (self._episodes, self._unsynced, self._created_at, self._vectors, self._columns)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedlab.clock import Clock
     from fedlab.episode import Memory, Vector
-    from fedlab.hub.values import Ending, HubInfo
+    from fedlab.hub.values import Delta, Ending, Life
     from fedlab.net import HubConnection
     from fedlab.recall import Filter, RecallPolicy
 
@@ -37,7 +37,7 @@ class Session:
     Args:
         connection: To the hub.
         owned: Whether to close the connection at the end.
-        info: What the hub said of itself before the agent was spawned; the log is known up to its seq.
+        life: What the hub said when the agent was spawned; the log is known up to its hub's seq.
         tenant_id: The agent's tenant.
         agent_id: The agent.
         clock: Tells the age of what the hub has not dated yet.
@@ -48,22 +48,23 @@ class Session:
         self,
         connection: HubConnection,
         owned: bool,
-        info: HubInfo,
+        life: Life,
         tenant_id: str,
         agent_id: str,
         clock: Clock,
         pull_limit: int,
     ) -> None:
         self.name = f"{tenant_id}/{agent_id}"
-        self.memory = LocalMemory(info.dimension)
+        self.memory = LocalMemory(life.hub.dimension)
         self._hub = connection
         self._owned = owned
-        self._info = info
+        self._life = life
+        self._epoch = life.hub.epoch
         self._tenant_id = tenant_id
         self._agent_id = agent_id
         self._clock = clock
         self._pull_limit = pull_limit
-        self._seq = info.seq
+        self._seq = life.hub.seq
         self._given = 0  # episodes that the hub gave, and has not counted yet
         self._lock = asyncio.Lock()
         self._closed = False
@@ -122,10 +123,10 @@ class Session:
     async def _embed_here(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts by the hub's embedder, loaded in this process."""
         try:
-            return await asyncio.to_thread(_embed, self._info.embedder, texts)
+            return await asyncio.to_thread(_embed, self._life.hub.embedder, texts)
         except Exception as error:
             raise HubUnavailable(
-                f"the hub is away and its embedder {self._info.embedder!r} cannot be used here ({error}):"
+                f"the hub is away and its embedder {self._life.hub.embedder!r} cannot be used here ({error}):"
                 " query with a vector, and store episodes with theirs"
             ) from error
 
@@ -156,6 +157,8 @@ class Session:
                         limit=self._pull_limit,
                         ending=ending if last else None,
                         recalled=given,
+                        nonce=self._life.nonce,
+                        epoch=self._epoch,
                     )
                 except AgentExpired as over:
                     self._over = over
@@ -170,13 +173,23 @@ class Session:
                         raise
                     continue
                 self._given += len(delta.stored) - given
-                self._seq = max(self._seq, delta.seq)
+                forgotten += self._follow(delta)
                 pushed += self.memory.confirm(each.id for each in batch)
                 pulled += self.memory.hold(delta.stored)
                 forgotten += self.memory.release(delta.forgotten)
                 forgotten += self.memory.erase(self._tenant_id, delta.erased)
                 if last:
                     return SyncReport(pushed=pushed, pulled=pulled, forgotten=forgotten, seq=self._seq)
+
+    def _follow(self, delta: Delta) -> int:
+        """Know the log as far as a delta goes; returns how many episodes that cost."""
+        if not delta.epoch:
+            self._seq = max(self._seq, delta.seq)
+            return 0
+        # The hub was restored to an earlier state: what came from it may never have happened there.
+        log.info("agent %s starts over: the hub was restored, and is in epoch %d", self.name, delta.epoch)
+        self._seq, self._epoch = delta.seq, delta.epoch
+        return self.memory.start_over()
 
     def free(self) -> None:
         """Empty the RAM, for good."""

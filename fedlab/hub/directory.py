@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import sqlite3
 import tempfile
 import uuid
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fedlab.hub.schema import Durability
 
 MEMORY = ":memory:"
+STAGE = "being-made"
+"""The folder inside a hub's directory where a restore or a fork makes its next database."""
 _WAY_BACK = (
     "Put a backup in its place: stop the hub, `cp -a BACKUP/. {path}` over an empty directory (database,"
     " write-ahead log and key belong together), start it again."
@@ -63,6 +66,8 @@ class Directory:
             raise InvalidRequest(f"{path} is a file; a hub lives in a directory") from None
         self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False, thread_local=False)
         self._take_lock()
+        # A restore holds the lock: what is staged here now is what one that was killed has left, erased text perhaps.
+        shutil.rmtree(self.path / STAGE, ignore_errors=True)
 
     def has_caches(self) -> bool:
         """Whether something is here that only a hub with a database makes."""

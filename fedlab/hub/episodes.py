@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,7 @@ from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import operations, reading, usage
 from fedlab.hub.core import HubCore
 from fedlab.hub.futures import done, then
-from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_k
+from fedlab.recall import SIMILARITY, Filter, RecallPolicy, check_ids, check_k
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedlab.episode import Vector
+    from fedlab.hub.log import Transaction
 
 
 class EpisodeMethods(HubCore):
@@ -49,7 +50,7 @@ class EpisodeMethods(HubCore):
         if any(episode.vector is None for episode in batch):
             return self.put_soon(batch, actor=actor).result()
         vectors = [episode.vector for episode in batch if episode.vector is not None]
-        return self._writer.run(lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch))
+        return self._writer.run(lambda tx: _put(tx, batch, vectors, actor), weight=len(batch))
 
     def put_soon(
         self, episodes: Episode | Sequence[Episode], *, actor: str = "local", wake: Callable[[], None] | None = None
@@ -64,7 +65,7 @@ class EpisodeMethods(HubCore):
         return self._embedded(
             batch,
             lambda vectors: self._writer.submit(
-                lambda tx: operations.put(tx, batch, vectors, actor), weight=len(batch), wake=wake
+                lambda tx: _put(tx, batch, vectors, actor), weight=len(batch), wake=wake
             ),
         )
 
@@ -159,11 +160,7 @@ class EpisodeMethods(HubCore):
             HeldEpisodes: If one of them is held; then none is forgotten.
         """
         self._require(tenant_id)
-        wanted = [] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
-        if not all(isinstance(each, str) for each in wanted) or (not wanted and not isinstance(ids, Sized)):
-            raise InvalidRequest(f"ids must be episode ids, not {ids!r:.80}", field="ids")
-        if isinstance(ids, str):
-            raise InvalidRequest(f"ids must be a sequence of ids: give [{ids!r:.80}]", field="ids")
+        wanted = check_ids(ids, None)
         check_note(reason, "reason")
         check_note(actor, "actor")
         return self._writer.run(
@@ -216,3 +213,8 @@ class EpisodeMethods(HubCore):
             # A policy that does not look at similarity does not need the model.
             return self.embed([query])[0] if policy.similarity else None
         return to_vector(query, self.dimension)
+
+
+def _put(tx: Transaction, batch: Sequence[Episode], vectors: Sequence[Vector], actor: str) -> int:
+    operations.put(tx, batch, vectors, actor)
+    return tx.head.seq

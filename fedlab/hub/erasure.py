@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fedlab.episode import check_name, check_note
 from fedlab.errors import InvalidRequest
 from fedlab.hub import reading
 from fedlab.hub.core import HubCore
+from fedlab.recall import check_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,9 +71,9 @@ class ErasureMethods(HubCore):
         As `erase_tenant`. Other episodes that name one of them as a source go on doing so: an episode never changes.
         """
         self._check_erasure(tenant_id, reason, actor)
-        wanted = [] if isinstance(ids, str) or not isinstance(ids, Iterable) else list(ids)
-        if not wanted or not all(isinstance(each, str) for each in wanted):
-            raise InvalidRequest(f"ids must be a sequence of episode ids, and not {ids!r:.80}", field="ids")
+        wanted = check_ids(ids, None)
+        if not wanted:
+            raise InvalidRequest("ids are empty: which episodes are to be erased?", field="ids")
         return self._eraser.erase("episodes", tenant_id, ids=wanted, reason=reason, actor=actor, even_held=even_held)
 
     def erasures(self) -> pl.DataFrame:

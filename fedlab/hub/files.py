@@ -164,8 +164,6 @@ class _JsonLines:
         with path.open("wb") as file:
             _write_line(file, b"", room)
             for row in rows:
-                if row.metadata:  # as the hub writes it: msgspec writes no number over 64 bits
-                    msgspec.structs.force_setattr(row, "metadata", msgspec.Raw(metadata_json(row.metadata).encode()))
                 _write_line(file, encoder.encode(row))
                 count += 1
             file.seek(0)

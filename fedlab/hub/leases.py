@@ -47,11 +47,13 @@ class Leases:
                 f" max_agents_per_tenant={self._most:,} allows"
             )
 
-    def may_resume(self, tenant_id: str, agent_id: str, nonce: str) -> bool:
+    def is_life(self, tenant_id: str, agent_id: str, nonce: str) -> bool:
         """Whether the life of this agent, if there is one, can be the one that began with `nonce`.
 
-        A client that did not hear whether its spawn arrived repeats it as a resume, and must not slip into the life
-        of another agent of the same id. After a restart no nonce is known, and every resume is believed.
+        A client that did not hear whether its spawn, or its goodbye, arrived repeats it, and must not slip into the
+        life of another agent of the same id, or end it. After a restart no nonce is known until agents have resumed,
+        and everyone is believed: at worst a life counts as destroyed that goes on in a new entry of the registry when
+        its agent resumes; no episode is lost by it.
         """
         held = self._nonces.get((tenant_id, agent_id))
         return not held or not nonce or held == nonce

@@ -26,7 +26,7 @@ _PARAMETERS = 500
 
 
 def put(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector], actor: str) -> int:
-    """Store episodes, all or none; returns the seq of the last change.
+    """Store episodes, all or none; returns how many of them are new.
 
     Args:
         tx: The transaction.
@@ -41,12 +41,14 @@ def put(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector], a
     if tx.erased:
         _check_not_erased(tx, batch)
     known = _known(tx, batch, embedded) if tx.careful else set()
+    new = 0
     for episode, vector in zip(batch, embedded, strict=True):
         if (episode.tenant_id, episode.id) not in known:
             tx.store(episode, vector, actor)
+            new += 1
             if tx.careful:
                 known.add((episode.tenant_id, episode.id))
-    return tx.head.seq
+    return new
 
 
 def _check_not_erased(tx: Transaction, batch: Sequence[Episode]) -> None:

@@ -66,7 +66,7 @@ class AgentMethods(EpisodeMethods):
 
         def spawn(tx: Transaction) -> AgentRecord:
             self._leases.check_room(tenant_id, agent_id, tx.granted)
-            mine = resume and self._leases.may_resume(tenant_id, agent_id, nonce)
+            mine = resume and self._leases.is_life(tenant_id, agent_id, nonce)
             return operations.spawn(
                 tx, tenant_id, agent_id, lifetime_ms=round(lifetime * 1000), resume=mine, actor=actor or agent_id
             )
@@ -113,12 +113,20 @@ class AgentMethods(EpisodeMethods):
         limit: int = 100,
         ending: Ending | None = None,
         recalled: int = 0,
+        nonce: str = "",
+        epoch: int = 0,
         wake: Callable[[], None] | None = None,
     ) -> Future[Delta]:
-        """As `sync_agent`, at once; the delta is read in whatever thread completes the commit."""
+        """As `sync_agent`, at once; the delta is read in whatever thread completes the commit.
+
+        `nonce` is the spawn's own: a late goodbye does not end the life of a successor with the same id. `epoch` is the
+        hub's when `after` was its seq: in another one `after` says nothing, and the delta is empty but for its own.
+        """
         check_name(tenant_id, "tenant_id")
         check_name(agent_id, "agent_id")
         after, limit = check_count(after, "after"), check_count(limit, "limit")
+        if epoch not in (0, self._epoch):
+            after = 1  # any erasure may have come since
         self._erased.check_life(tenant_id, agent_id, after)
         self._require(tenant_id)
         recalled = check_count(recalled, "recalled")
@@ -127,23 +135,29 @@ class AgentMethods(EpisodeMethods):
         if foreign:
             raise InvalidRequest(f"agent {agent_id!r} of {tenant_id!r} pushed an episode of {min(foreign)!r}")
         if not batch and not ending and not recalled:
-            return done(self._delta(tenant_id, agent_id, after, limit))
+            return done(self._delta(tenant_id, agent_id, after, limit, epoch))
+
+        mine = False  # not where a namesake lives by now
 
         def sync(tx: Transaction, vectors: list[Vector]) -> Delta | None:
+            nonlocal mine
             tx.erased.check_life(tenant_id, agent_id, after)
             quiet = tenant_id not in tx.touched and after >= self._changed_at.get(tenant_id, tx.head.seq)
-            operations.put(tx, batch, vectors, agent_id)
-            if ending is None:
-                operations.count_sync(tx, tenant_id, agent_id, pushed=len(batch), pulled=recalled)
-            else:
-                operations.end(tx, tenant_id, agent_id, ending, actor=agent_id, pushed=len(batch), pulled=recalled)
+            new = operations.put(tx, batch, vectors, agent_id)
+            fresh = bool(nonce) and (tenant_id, agent_id) in tx.granted  # who asks now heard of its own spawn before
+            mine = not fresh and self._leases.is_life(tenant_id, agent_id, nonce)
+            if mine and ending is None:
+                operations.count_sync(tx, tenant_id, agent_id, pushed=new, pulled=recalled)
+            elif mine and ending is not None:
+                operations.end(tx, tenant_id, agent_id, ending, actor=agent_id, pushed=new, pulled=recalled)
             # Where nothing but this push is new there is nothing to tell, and no need to read.
-            return Delta(seq=tx.head.seq, stored=[], forgotten=[]) if quiet or ending else None
+            told = quiet and epoch in (0, self._epoch)
+            return Delta(seq=tx.head.seq, stored=[], forgotten=[]) if told or ending else None
 
         def answer(nothing_new: Delta | None) -> Future[Delta]:
-            if ending is not None:
+            if mine and ending is not None:
                 self._leases.end(tenant_id, agent_id)
-            return done(nothing_new or self._delta(tenant_id, agent_id, after, limit))
+            return done(nothing_new or self._delta(tenant_id, agent_id, after, limit, epoch))
 
         committed = self._embedded(
             batch, lambda vectors: self._writer.submit(lambda tx: sync(tx, vectors), weight=len(batch) + 1, wake=wake)
@@ -173,6 +187,12 @@ class AgentMethods(EpisodeMethods):
             self._leases.end(record.tenant_id, record.agent_id)
         return crashed
 
-    def _delta(self, tenant_id: str, agent_id: str, after: int, limit: int) -> Delta:
+    @property
+    def _epoch(self) -> int:
+        return int(self._identity["epoch"])
+
+    def _delta(self, tenant_id: str, agent_id: str, after: int, limit: int, epoch: int) -> Delta:
+        if epoch not in (0, self._epoch):
+            return Delta(seq=self._writer.head.seq, stored=[], forgotten=[], epoch=self._epoch)
         with self._reading() as connection:
             return reading.read_delta(connection, tenant_id, agent_id, after=after, limit=limit)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from fedlab.errors import FedlabError, HubLocked, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
 from fedlab.hub.backups import check_empty, put_together, reading_only
-from fedlab.hub.directory import Directory, new_hub_id, open_database, read_head, read_hub_id, sync, write_meta
+from fedlab.hub.directory import STAGE, Directory, new_hub_id, open_database, read_head, read_hub_id, sync, write_meta
 from fedlab.hub.erased import Erased
 from fedlab.hub.erasing import LedgerEntry, apply_ledger, export_ledger, known_to
 from fedlab.hub.log import REDACTED, Statements, Transaction, erased_id
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from fedlab.hub.manifest import BackupManifest, Part
 
 logger = logging.getLogger("fedlab.hub")
-
-STAGE = "being-made"
-"""The folder inside a hub's directory where its next database is made."""
 
 
 def restore(
@@ -144,7 +141,6 @@ def _staged(path: Path) -> Iterator[tuple[Directory, Directory]]:
     directory = Directory(path)
     done = False
     try:
-        shutil.rmtree(directory.path / STAGE, ignore_errors=True)  # of a restore that was killed
         stage = Directory(directory.path / STAGE)
         try:
             yield directory, stage

@@ -70,6 +70,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
         forgotten: Ids that were forgotten; drop them from RAM.
         skipped: How many more new episodes there are than were sent: recall finds them.
         erased: Hashes (`fedlab.hub.log.erased_id`) of ids that were erased; drop them from RAM.
+        epoch: Of the hub, if it is another than the agent knows: the hub was restored, drop everything from RAM that
+            is not yet to be pushed; 0 if it is not.
     """
 
     seq: int
@@ -77,6 +79,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     forgotten: list[str]
     skipped: int = 0
     erased: list[str] = []
+    epoch: int = 0
 
 
 class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,10 +108,12 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         agent: Its entry in the registry.
         hub: Who the hub is; a RAM that is empty now misses no change after its seq.
+        nonce: What the spawn was asked with; syncs name it, so that none is taken for a namesake's.
     """
 
     agent: AgentRecord
     hub: HubInfo
+    nonce: str = ""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

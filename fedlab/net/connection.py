@@ -143,10 +143,14 @@ class HubConnection(abc.ABC):
         limit: int = 100,
         ending: Ending | None = None,
         recalled: int = 0,
+        nonce: str = "",
+        epoch: int = 0,
     ) -> Delta:
         """Push episodes and learn what others stored and what was forgotten after seq `after`.
 
-        One transaction stores the episodes and, with `ending`, ends the agent's life.
+        One transaction stores the episodes and, with `ending`, ends the agent's life. `nonce` is that of its `Life`,
+        `epoch` that of the hub when `after` was its seq: without them it is not noticed that a namesake lives now, or
+        that the hub was restored.
         """
         params = protocol.SyncAgent(
             tenant_id=tenant_id,
@@ -156,13 +160,17 @@ class HubConnection(abc.ABC):
             limit=limit,
             ending=ending,
             recalled=recalled,
+            nonce=nonce,
+            epoch=epoch,
         )
         delta: Delta = await self.call("sync_agent", params)
         return delta
 
     async def forget(self, tenant_id: str, ids: Sequence[str], *, reason: str) -> int:
         """Forget episodes by id; returns how many there were. Ids that are not there are no error."""
-        answer: int = await self.call("forget", protocol.Forget(tenant_id=tenant_id, ids=_ids(ids), reason=reason))
+        answer: int = await self.call(
+            "forget", protocol.Forget(tenant_id=tenant_id, ids=check_ids(ids, None), reason=reason)
+        )
         return answer
 
     async def episodes(
@@ -273,7 +281,9 @@ class HubConnection(abc.ABC):
         self, tenant_id: str, ids: Sequence[str], *, reason: str, even_held: bool = False
     ) -> ErasureReport:
         """Erase episodes by their ids, live or forgotten."""
-        params = protocol.EraseEpisodes(tenant_id=tenant_id, ids=_ids(ids), reason=reason, even_held=even_held)
+        params = protocol.EraseEpisodes(
+            tenant_id=tenant_id, ids=check_ids(ids, None), reason=reason, even_held=even_held
+        )
         answer: ErasureReport = await self.call("erase_episodes", params)
         return answer
 
@@ -392,12 +402,6 @@ def _json(policy: RetentionPolicy) -> str:
     return policy.to_json()
 
 
-def _ids(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InvalidRequest(f"ids must be a sequence of episode ids, not {ids!r:.80}", field="ids")
-    return list(ids)
-
-
 def _hold(tenant_id: str, ids: Sequence[str] | None, reason: str, where: Filter) -> protocol.Hold:
-    given = None if ids is None else _ids(ids)
+    given = None if ids is None else check_ids(ids)
     return protocol.Hold(tenant_id=tenant_id, ids=given, reason=reason, **msgspec.structs.asdict(where))

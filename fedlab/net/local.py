@@ -134,7 +134,7 @@ class LocalConnection(HubConnection):
         agent = params.tenant_id, params.agent_id
         self._held.add(agent)
         self._holders[agent] = self
-        return Life(agent=record, hub=self.hub.info())
+        return Life(agent=record, hub=self.hub.info(), nonce=params.nonce)
 
     async def _sync(self, params: protocol.SyncAgent) -> Delta:
         loop = self._loop()
@@ -143,7 +143,8 @@ class LocalConnection(HubConnection):
         if params.ending is not None:
             agent = params.tenant_id, params.agent_id
             self._held.discard(agent)
-            self._holders.pop(agent, None)
+            if self._holders.get(agent) is self:
+                del self._holders[agent]
         return delta
 
     async def _recall(self, params: protocol.Recall) -> list[Memory]:

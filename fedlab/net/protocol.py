@@ -94,6 +94,8 @@ class SyncAgent(ForTenant, frozen=True, kw_only=True):  # noqa: D101
     limit: Whole = 100
     ending: Ending | None = None
     recalled: Whole = 0
+    nonce: Annotated[str, Meta(max_length=100)] = ""
+    epoch: Whole = 0
 
 
 class Forget(ForTenant, frozen=True, kw_only=True):  # noqa: D101

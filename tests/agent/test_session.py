@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedlab import EphemeralAgent, Episode, Hub, HubUnavailable, IdConflict, Reward, connect, serve
+from tests.agent.conftest import TENANT
 
 
 async def test_own_unsynced_episodes_are_recalled_and_ranked_among_the_others(site, doing):
@@ -205,3 +206,36 @@ async def test_tenants_are_walls_for_agents_too(site, doing):
     site.fill(3, tenant_id="other-corp")
     assert (await agent.sync_with_hub()).pulled == 0
     await agent.destroy()
+
+
+async def test_an_agent_starts_over_when_its_hub_was_restored(tmp_path, doing):
+    """Its place in the log is of a history that the hub does not have any more, or not yet again."""
+    path, options = tmp_path / "hub", {"embedder": "hashing"}
+
+    def made(name: str) -> Episode:
+        return Episode(tenant_id=TENANT, agent_id="earlier", task=name, input="", output="", reward=1)
+
+    before, lost, other, newer = map(made, ("before", "lost", "other", "newer"))
+    with Hub(path, **options) as hub:
+        hub.put(before)
+        hub.backup(tmp_path / "backup")
+        async with serve(hub, port=0) as server:
+            agent = await EphemeralAgent.spawn(server.url, tenant_id=TENANT)
+            hub.put([lost, *(made(f"lost {n}") for n in range(5))])
+            mine = await agent.store_episode(**doing)
+            await agent.sync_with_hub()
+            assert {lost.id, mine.id} <= {each.id for each in agent.memories}
+    with Hub.restore(tmp_path / "backup", path, overwrite=True, **options) as hub:
+        hub.put(other)
+        waiting = await agent.store_episode(**doing)
+        async with serve(hub, port=server.port) as server:
+            report = await agent.sync_with_hub()
+            assert [each.id for each in agent.memories] == [waiting.id]
+            assert (report.pushed, report.forgotten, report.seq) == (1, 7, hub.info().seq)
+            assert {memory.id for memory in await agent.query_memories("other", 9)} >= {before.id, other.id}
+            hub.put(newer)
+            hub.forget(TENANT, [other.id], reason="r")
+            report = await agent.sync_with_hub()
+            assert (report.pulled, report.forgotten) == (1, 1)
+            assert {each.id for each in agent.memories} == {before.id, waiting.id, newer.id}
+            await agent.destroy()

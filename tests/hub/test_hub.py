@@ -44,7 +44,7 @@ def test_an_episode_comes_back_as_it_was_put(hub, episode, vector):
         1,
         vector=vector(1),
         sources=("a", "b"),
-        metadata={"z": [1, None, {"é": 2.5}], "n": 10**30},
+        metadata={"z": [1, None, {"é": 2.5}], "n": 2**64 - 1},
         created_at=5,
         expires_at=9,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedlab import CorruptBackup, FedlabError, Hub, HubLocked, IdConflict, InvalidRequest, SimulatedClock, UnknownTenant
+from fedlab.hub.directory import STAGE
 
 EMBEDDER = "hashing-16"
 
@@ -267,6 +268,15 @@ def check_erased(hub: Hub, episode) -> None:
     for name, fields in {"secret": {}, "younger": {}, "z1": {"tenant_id": "Beeblebrox"}}.items():
         with pytest.raises(IdConflict, match="erased"):
             hub.put(episode(1, id=name, **fields))
+
+
+def test_what_a_restore_that_was_killed_had_staged_goes_when_the_hub_is_opened(closed, tmp_path):
+    """It may be a copy from before an erasure, which no erasure of the hub would reach."""
+    staged = closed / STAGE
+    staged.mkdir()
+    (staged / "hub.db").write_bytes(b"what was erased since")
+    with opened(closed):
+        assert not staged.exists()
 
 
 def test_erasures_are_done_again_as_the_replaced_hub_knows_them(erased_since, tmp_path, episode):

@@ -62,7 +62,7 @@ made = st.builds(
 @form
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(episodes=st.lists(made, max_size=3))
-@example(episodes=[Episode(tenant_id="acme", agent_id="a", task="\r\nx", input="\u2028", output="", reward=-0.0, created_at=0, vector=[-0.0, 6e-8, 0, 1], metadata={"big": 10**30}) ])  # fmt: skip
+@example(episodes=[Episode(tenant_id="acme", agent_id="a", task="\r\nx", input="\u2028", output="", reward=-0.0, created_at=0, vector=[-0.0, 6e-8, 0, 1], metadata={"big": 2**64 - 1, "small": -(2**63)}) ])  # fmt: skip
 def test_what_was_exported_is_imported_as_it_was(tmp_path, form, episodes):
     path = tmp_path / f"acme.{form}"
     with Hub(":memory:", embedder="hashing-4") as here, Hub(":memory:", embedder="hashing-4") as there:
@@ -90,17 +90,18 @@ def test_importing_again_stores_nothing_twice_and_tells_what_was_not_taken(hub, 
     batch = [episode(n, vector=vector(n), created_at=n) for n in range(1_200)]
     hub.put(batch)
     hub.export_tenant("acme", path)
-    forgotten, taken = batch[5].id, batch[700].id
+    forgotten, erased, taken = batch[5].id, batch[6].id, batch[700].id
     other.put([*batch[:10], msgspec.structs.replace(batch[700], output="another")])
     other.forget("acme", [forgotten], reason="wrong")
+    other.erase_episodes("acme", [erased], reason="asked for")
     report = other.import_tenant(path)
-    assert report.refused == {forgotten: "forgotten", taken: "other content"}
-    assert (report.episodes, report.new, report.known) == (1_200, 1_189, 9)
+    assert report.refused == {forgotten: "forgotten", erased: "erased", taken: "other content"}
+    assert (report.episodes, report.new, report.known) == (1_200, 1_189, 8)
     seq = other.info().seq
     again = other.import_tenant(path)
-    assert (again.new, again.known, again.refused) == (0, 1_198, report.refused)
+    assert (again.new, again.known, again.refused) == (0, 1_197, report.refused)
     assert other.info().seq == seq
-    assert all(part in str(again) for part in ("1,198 were here", "2 were refused", f"{taken}: other content"))
+    assert all(part in str(again) for part in ("1,197 were here", "3 were refused", f"{taken}: other content"))
 
 
 @form

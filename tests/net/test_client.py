@@ -120,6 +120,33 @@ async def test_an_agent_keeps_its_life_over_a_lost_connection(proxy: Proxy, hub:
     assert hub.agents()["status"].to_list() == ["destroyed"]
 
 
+async def test_a_repeated_goodbye_does_not_end_the_life_of_a_namesake(hub: Hub, token: Any, server: Any, episode: Make):
+    async with fedlab.connect(server.url, token(None, "admin")) as connection:
+        first = await connection.begin_life("acme", "a1", lifetime=60)
+        goodbye = {"after": 0, "ending": "destroyed", "nonce": first.nonce}
+        await connection.sync_agent("acme", "a1", **goodbye)
+        second = await connection.begin_life("acme", "a1", lifetime=60)
+        assert second.nonce != first.nonce
+        late = episode(agent_id="a1")
+        await connection.sync_agent("acme", "a1", [late], **goodbye)
+        assert hub.agents()["status"].to_list() == ["destroyed", "alive"]
+        assert hub.agents()["pushed"].to_list() == [0, 0]
+        assert hub.stats().episodes == 1, "what it pushed late is stored nevertheless"
+        await connection.sync_agent("acme", "a1", after=0, ending="destroyed", nonce=second.nonce)
+        await connection.sync_agent("acme", "a1", after=0, ending="destroyed", nonce=second.nonce)
+    assert hub.agents()["status"].to_list() == ["destroyed", "destroyed"]
+    assert len(hub.read_changes(kind="agent_ended")) == 2
+
+
+async def test_a_push_whose_answer_was_lost_counts_once(proxy: Proxy, hub: Hub, token: Any, episode: Make):
+    async with fedlab.connect(proxy.url, token(None, "admin")) as connection:
+        await connection.spawn_agent("acme", "a1", lifetime=60)
+        proxy.cut_at_answer = True
+        await connection.sync_agent("acme", "a1", [episode(n, agent_id="a1") for n in range(3)], after=0)
+        assert proxy.connections == 2
+    assert hub.agents()["pushed"].to_list() == [3]
+
+
 async def test_a_repeated_spawn_does_not_slip_into_the_life_of_another(proxy: Proxy, hub: Hub, token: Any):
     async with fedlab.connect(proxy.url, token(None, "admin")) as connection:
         await connection.info()
