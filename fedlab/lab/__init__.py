@@ -5,6 +5,7 @@ Learners, experiments and statistics build on it; nothing in the hub, the wire o
 
 from __future__ import annotations
 
+from fedlab.lab import learners, worlds
 from fedlab.lab.arm import Arm, Islands, NoisyEvaluator
 from fedlab.lab.experiment import Experiment
 from fedlab.lab.learner import Answer, Learner, Query
@@ -23,4 +24,6 @@ __all__ = [
     "Task",
     "ToolChoice",
     "World",
+    "learners",
+    "worlds",
 ]
