@@ -112,7 +112,7 @@ class Run:
         """All cells to an executor, each as bytes: also what was defined in a notebook travels so."""
         if todo:
             await self._warm()
-        failures: list[str] = []
+        failures: dict[asyncio.Future[Outcome], str] = {}
         with _executor(workers) as executor:
             futures: dict[asyncio.Future[Outcome], tuple[Arm, int]] = {}
             for arm, seed in todo:
@@ -124,13 +124,13 @@ class Run:
                 while waiting:
                     finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                     for each in finished:
-                        failure = self._finish(*futures[each], _result(each))
-                        failures += [failure] if failure else []
+                        if failure := self._finish(*futures[each], _result(each)):
+                            failures[each] = failure
                         bar.update(self.experiment.generations)
             finally:
                 for each in futures:
                     each.cancel()
-        return failures
+        return [failures[each] for each in futures if each in failures]
 
     async def _warm(self) -> None:
         """Embed all texts once, here, so that no worker needs the model."""
