@@ -313,7 +313,7 @@ class EphemeralAgent:
             )
         if metadata:
             # The caller's dict may change before the sync, and an episode does not.
-            episode = msgspec.structs.replace(episode, metadata=copy.deepcopy(metadata))
+            msgspec.structs.force_setattr(episode, "metadata", copy.deepcopy(metadata))
         self._memory.store(episode, now)
         self._recall_used = True
         return episode

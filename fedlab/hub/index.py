@@ -187,12 +187,14 @@ class TenantIndex:
         if vector is not None and where.passes_all and policy.only_similarity and view.first:
             # No column is looked at whole: that would take ten times the time of the search.
             return _search_graph(view, vector, k, policy, None, view.n - self.dead)
-        mask = self._mask(view, where)
-        if vector is not None and mask is None and policy.only_similarity:
+        if vector is not None and where.passes_all and policy.only_similarity:
             similarity = view.tail[: view.n] @ vector
+            if self.dead:
+                similarity[~view.alive[: view.n]] = -np.inf
             top = best(similarity, view.created_at[: view.n], view.ids[: view.n], k)
             found = similarity[top].astype(np.float64)
             return _hits(view, top, found, policy.similarity * found)
+        mask = self._mask(view, where)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
             base[~mask] = -np.inf

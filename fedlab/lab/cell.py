@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fedlab.agent import EphemeralAgent
 from fedlab.clock import SimulatedClock
 from fedlab.embedding import Hashing, get_embedder
-from fedlab.episode import MAX_SOURCES, Episode, metadata_json, new_id
+from fedlab.episode import MAX_SOURCES, Episode, metadata_json, new_id, to_vector
 from fedlab.errors import InvalidRequest
 from fedlab.lab.arm import Islands, NoisyEvaluator
 from fedlab.lab.ledger import Ledger
@@ -374,7 +374,7 @@ def tasks_of(experiment: Experiment, world: World, seed: int, generation: int) -
             f"{type(world).__name__}.tasks gave {len(given)} ({given[:1]!r:.80} …) where {wanted} Tasks are needed",
             field="tasks",
         )
-    return given
+    return [each if each.vector is None else each._replace(vector=to_vector(each.vector)) for each in given]
 
 
 def embedder_of(experiment: Experiment, arm: Arm, world: World, tasks: Sequence[Task]) -> tuple[Embedder, bool]:
