@@ -11,6 +11,7 @@ crashes if one is cleared or loaded under a search.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +38,7 @@ TAIL = 4_096
 FEW = 2_000
 """Up to here the rows that pass a filter are all compared, whatever the graph would say."""
 CHUNK = 5_000
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Hit(NamedTuple):
@@ -183,7 +185,7 @@ class TenantIndex:
         view = self._view
         if view.n == 0:
             return []
-        vector = None if query is None else unit([query])[0]
+        vector = None if query is None else _unit_vector(query)
         if vector is not None and where.passes_all and policy.only_similarity and view.first:
             # No column is looked at whole: that would take ten times the time of the search.
             return _search_graph(view, vector, k, policy, None, view.n - self.dead)
@@ -379,6 +381,12 @@ def _grown(array: Array, used: int, more: int) -> Array:
     grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
     grown[:used] = array[:used]
     return grown
+
+
+def _unit_vector(vector: Array) -> Array:
+    """One vector at length 1, float32: in a third of the time of `unit`."""
+    wide = np.asarray(vector, np.float32)
+    return np.asarray(wide / max(math.sqrt(float(wide @ wide)), _TINY), np.float32)
 
 
 def unit(vectors: Sequence[Array] | Array) -> Array:

@@ -19,6 +19,7 @@ from fedlab.clock import SimulatedClock
 from fedlab.embedding import Hashing, get_embedder
 from fedlab.episode import MAX_SOURCES, Episode, metadata_json, new_id, to_vector
 from fedlab.errors import InvalidRequest
+from fedlab.hub import Hub
 from fedlab.lab.arm import Islands, NoisyEvaluator
 from fedlab.lab.ledger import Ledger
 from fedlab.lab.record import PHASES, Record
@@ -30,7 +31,7 @@ from fedlab.lab.world import Task
 from fedlab.retention import KeepForever, MaxEpisodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -85,6 +86,7 @@ class Cell:
         self._clock = SimulatedClock(START - experiment.generation_interval)
         self._record = Record(arm.name, seed)
         self._ledger = Ledger()
+        self._shadow: Hub | None = None
         self._spent = dict.fromkeys(PHASES, 0.0)
         self._rewards: tuple[list[float], list[float]] = [], []  # observed and true, of this generation
 
@@ -104,17 +106,17 @@ class Cell:
         world = seeded(self.experiment.world, self.seed)
         learner = copy.copy(self.arm.learner)  # what `prepare` puts there is this cell's
         first = tasks_of(self.experiment, world, self.seed, 0)
-        embedder, similar = embedder_of(self.experiment, self.arm, world, first)
+        embedder, similar = embedder_of(self.experiment, self.arm, world, first, live=hub is not None)
         prefix = f"{self.arm.slug}.{self.seed}.{secrets.token_hex(4)}." if hub else ""
         agents = self.experiment.agents_per_generation
-        with Vectors(embedder) as vectors:
+        self._forgets = (policy := _policy(self.arm)) != KeepForever()
+        with Vectors(embedder) as vectors, self._open_shadow(embedder):
             async with open_store(embedder, self._clock, agents, url=hub, prefix=prefix, keep=keep) as store:
                 if (prepare := getattr(learner, "prepare", None)) is not None:
                     prepare(world, vectors.embed)
                 self._world, self._vectors, self._store = world, vectors, store
                 self._trials = Trials(world, self.arm, learner, vectors, similar=similar)
                 self._tenants = [prefix + name for name in self.arm.tenants(agents)]
-                self._forgets = (policy := _policy(self.arm)) != KeepForever()
                 await self._found(first[0].task)
                 if self._forgets:
                     await store.keep(self._tenants, policy)
@@ -123,6 +125,22 @@ class Cell:
                     await self._live(tasks_of(self.experiment, world, self.seed, generation))
                     progress()
         return self._record.parquet()
+
+    @contextlib.contextmanager
+    def _open_shadow(self, embedder: Embedder) -> Iterator[None]:
+        """A hub that forgets nothing, for the counterfactual."""
+        if not (self.experiment.counterfactual and self._forgets):
+            yield
+            return
+        with Hub(":memory:", self._clock, embedder) as hub:
+            self._shadow = hub
+            yield
+
+    async def _remember(self, episodes: Sequence[Episode]) -> None:
+        """Let those know of new episodes who keep account beside the agents' hub."""
+        await self._store.stored(episodes)
+        if self._shadow is not None:
+            self._shadow.put(episodes)
 
     async def _found(self, task: str) -> None:
         """Put what is in memory before the first generation, into each tenant."""
@@ -137,7 +155,7 @@ class Cell:
                     about = self._about(outcome, task, -1, {})
                     self._ledger.store(await agent.store_episode(**about, sources=()), self._told(outcome))
                 founders = agent.unsynced_episodes
-            await self._store.stored(founders)
+            await self._remember(founders)
         self._clock.advance(days=self.experiment.generation_interval / timedelta(days=1))
 
     async def _live(self, tasks: Sequence[Task]) -> None:
@@ -178,12 +196,27 @@ class Cell:
 
     async def _attempt(self, life: Life, task: Task) -> None:
         began, before = time.perf_counter(), self._trials.recall_seconds
+        states = [copy.deepcopy(each.bit_generator.state) for each in (life.rng, life.chance)] if self._shadow else []
         trials = await self._trials.go(life.agent, task, life.rng, life.chance)
         recalling = self._trials.recall_seconds - before
         self._spent["recall"] += recalling
         self._spent["act"] += time.perf_counter() - began - recalling
-        for trial in trials:
-            life.trials.append((task, trial, self._stage(life.agent.tenant_id, task, trial), None))
+        stages = [self._stage(life.agent.tenant_id, task, trial) for trial in trials]
+        instead: list[float | None] = [None] * len(trials)
+        if self._shadow is not None and "forgotten" in stages:
+            again = await self._try_again(self._shadow, life.agent.tenant_id, task, states)
+            if len(again) == len(trials):
+                instead = [value if stage == "forgotten" else None for value, stage in zip(again, stages, strict=True)]
+        life.trials += zip([task] * len(trials), trials, stages, instead, strict=True)
+
+    async def _try_again(
+        self, shadow: Hub, tenant_id: str, task: Task, states: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        """What a task would have been worth, with the same luck, if nothing had been forgotten."""
+        rng, chance = stream(self.seed, ""), stream(self.seed, "")
+        rng.bit_generator.state, chance.bit_generator.state = states
+        async with EphemeralAgent.spawn(shadow, tenant_id, agent_id="again", clock=self._clock) as agent:
+            return [_true_reward(trial.outcome) for trial in await self._trials.go(agent, task, rng, chance)]
 
     def _stage(self, tenant_id: str, task: Task, trial: Trial) -> str | None:
         helpful = getattr(self._world, "helpful", None)
@@ -210,7 +243,7 @@ class Cell:
         agent = life.agent
         with self._timed("sync"):
             report = await agent.sync_with_hub()
-            await self._store.stored([episode for episode, _ in stored])
+            await self._remember([episode for episode, _ in stored])
         pulled = len(agent.memories) - len(stored)
         with self._timed("destroy"):
             await agent.destroy()
@@ -325,7 +358,7 @@ class Cell:
                 self._ledger.store(migrant, outcome, episode.id)
             if copies:
                 await self._store.connection.put(copies)
-                await self._store.stored(copies)
+                await self._remember(copies)
 
     async def _close_generation(self, lives: Sequence[Life], stored: int) -> None:
         gone = []
@@ -377,7 +410,9 @@ def tasks_of(experiment: Experiment, world: World, seed: int, generation: int) -
     return [each if each.vector is None else each._replace(vector=to_vector(each.vector)) for each in given]
 
 
-def embedder_of(experiment: Experiment, arm: Arm, world: World, tasks: Sequence[Task]) -> tuple[Embedder, bool]:
+def embedder_of(
+    experiment: Experiment, arm: Arm, world: World, tasks: Sequence[Task], *, live: bool = False
+) -> tuple[Embedder, bool]:
     """What makes the vectors of a cell, and whether anyone compares them.
 
     Args:
@@ -385,11 +420,12 @@ def embedder_of(experiment: Experiment, arm: Arm, world: World, tasks: Sequence[
         arm: Says what is recalled.
         world: May have vectors of its own.
         tasks: Of the first generation, for which it is tried out who asks for similarity.
+        live: Whether a live hub says which vectors there are.
     """
     dimension = getattr(world, "dimension", None)
     if dimension is not None:
         return Hashing(dimension), True
-    if not hasattr(arm.learner, "prepare") and "Distinct" not in repr(arm.retention):
+    if not live and not hasattr(arm.learner, "prepare") and "Distinct" not in repr(arm.retention):
         asked = (query for task in tasks for query in queries(arm, arm.learner, task))
         if all(query.policy is not None and not query.policy.similarity for query in asked):
             return Hashing(NO_MODEL), False

@@ -55,7 +55,8 @@ class Ledger:
         """An episode is in memory."""
         texts = (episode.task, episode.input, episode.output, metadata_json(episode.metadata))
         size = sum(len(each.encode()) for each in texts) + (0 if episode.vector is None else episode.vector.nbytes)
-        entry = Entry(outcome, origin or episode.id, size)
+        # The world judges it by what it was an answer to, which an outcome says only where it is not the task's input.
+        entry = Entry(outcome._replace(input=episode.input), origin or episode.id, size)
         self.live.setdefault(episode.tenant_id, {})[episode.id] = entry
 
     def forget(self, gone: Iterable[Forgotten]) -> None:

@@ -139,7 +139,7 @@ class Run:
             world = seeded(self.experiment.world, seed)
             every = [tasks_of(self.experiment, world, seed, each) for each in range(self.experiment.generations)]
             for arm in self.experiment.arms:
-                embedder, similar = embedder_of(self.experiment, arm, world, every[0])
+                embedder, similar = embedder_of(self.experiment, arm, world, every[0], live=self._hub is not None)
                 if similar and getattr(world, "dimension", None) is None:
                     with Vectors(embedder) as vectors:
                         await vectors.learn_tasks(task for tasks in every for task in tasks)
