@@ -69,7 +69,8 @@ def experiment_of(data: dict[str, Any]) -> Experiment:
         given["generation_interval"] = timedelta(days=given.pop("generation_interval_days"))
     if isinstance(given.get("seeds"), int):
         given["seeds"] = range(given["seeds"])
-    return _called(Experiment, given)
+    experiment: Experiment = _called(Experiment, given)
+    return experiment
 
 
 def _arm(given: dict[str, Any]) -> Arm:
@@ -85,7 +86,8 @@ def _arm(given: dict[str, Any]) -> Arm:
     for name, kind in (("write", NoisyEvaluator), ("sharing", Islands)):
         if isinstance(given.get(name), dict):
             given[name] = _called(kind, given[name])
-    return _called(Arm, given)
+    arm: Arm = _called(Arm, given)
+    return arm
 
 
 def _made(value: Any, home: Any) -> Any:
