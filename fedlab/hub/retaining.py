@@ -80,7 +80,8 @@ class RetentionMethods(HubCore):
         with self._reading() as connection:
             policy = forgetting.read_policy(connection, tenant_id)
             verdict = forgetting.judge(connection, tenant_id, policy, self.clock.now())
-        return forgetting.carry_out(self._writer, tenant_id, verdict, policy)
+        keep = bool(self.keep_forgotten)
+        return forgetting.carry_out(self._writer, self._read_engine, tenant_id, verdict, policy, keep=keep)
 
 
 def _checked(policy: object) -> RetentionPolicy:
