@@ -16,6 +16,7 @@ from fedlab.retention.rows import united
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fedlab.hub.index import TenantIndex
     from fedlab.hub.log import Transaction
     from fedlab.hub.writer import Writer
     from fedlab.retention import Ids
@@ -52,9 +53,11 @@ def read_policy(connection: sa.Connection, tenant_id: str) -> RetentionPolicy:
     return KeepForever() if held is None else RetentionPolicy.from_json(held)
 
 
-def judge(connection: sa.Connection, tenant_id: str, policy: RetentionPolicy, now: int) -> Verdict:
-    """What a policy removes at `now` (ms UTC), decided at one moment."""
-    rows = Rows(connection, tenant_id, now)
+def judge(
+    connection: sa.Connection, index: TenantIndex | None, tenant_id: str, policy: RetentionPolicy, now: int
+) -> Verdict:
+    """What a policy removes at `now` (ms UTC), decided at one moment; with the tenant's index it takes less time."""
+    rows = Rows(connection, tenant_id, now, index=index)
     expired = rows.ids(episodes.c.expires_at <= now)
     condemned = rows.ids(policy.condemned(rows))
     query = sa.select(holds.c.episode_id).where(holds.c.tenant_id == tenant_id).order_by(holds.c.episode_id)
