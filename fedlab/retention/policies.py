@@ -271,7 +271,7 @@ def _parts(tasks: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Where tasks, sorted, may be cut into parts of a task, or of some small ones, that are looked at together."""
     start = 0
     for end in [*(np.flatnonzero(np.diff(tasks)) + 1).tolist(), len(tasks)]:
-        if end - start >= TOGETHER or end == len(tasks):
+        if end - start >= TOGETHER or start < end == len(tasks):
             yield start, end
             start = end
 
