@@ -37,7 +37,6 @@ POLICIES = [
 
 def build(folder: Path, rows: int) -> Hub:
     """A hub with one tenant whose episodes were made over the last 100 days, its graph built."""
-    usearch.index.Index = functools.partial(usearch.index.Index, connectivity=6, expansion_add=8)
     hub = Hub(folder / "retention", embedder="hashing")
     now, uids = hub.clock.now(), []
     for part in range(0, rows, 2_000):
@@ -118,7 +117,10 @@ def applications(hub: Hub) -> list[tuple]:
 
 
 def main(rows: int = 200_000) -> list[tuple]:
+    fine = usearch.index.Index
+    usearch.index.Index = functools.partial(fine, connectivity=6, expansion_add=8)
     with tempfile.TemporaryDirectory() as name, build(Path(name), rows) as hub:
+        usearch.index.Index = fine
         return [*previews(hub, rows), *applications(hub)]
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CALM = 0.02
 """Seconds that a batch should take while nobody else writes."""
-BUSY = 2.0
-"""What it should take while others write, in small commits of theirs, so that none of them waits for long …"""
+BUSY = 1.5
+"""What it should take while others write, in the time of their small commits, so that none of them waits for long …"""
 SHORTEST = 0.001
 """… and in seconds at least."""
 PATIENCE = 0.5
