@@ -14,8 +14,8 @@ import numpy as np
 import fedlab.lab
 from fedlab import Episode, MiniLM
 
-TEXTS = 6_000
-"""Real texts that are embedded: at 300 a second, a hundred thousand would take longer than all else together."""
+TEXTS = 5_000
+"""Real texts that are embedded: at 100 to 300 a second, a hundred thousand would take longer than all else together."""
 
 
 @functools.cache
@@ -23,14 +23,16 @@ def _real() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vectors of real texts, of shape (n, 384) each: of sentences, of pairs of them as one text, and what the vector of
     a pair has beside the direction between those of its sentences.
     """
-    script = Path(fedlab.lab.__file__).with_name("docstrings.py")
-    described = json.loads(subprocess.check_output([sys.executable, "-I", "-S", str(script)]))
+    script = Path(fedlab.lab.__file__).with_name("worlds") / "docstrings.py"
+    described = json.loads(subprocess.check_output([sys.executable, "-I", "-S", "-W", "ignore", str(script)]))
     single = sorted({each for _, sentences in described.values() for each in sentences})
     pairs = np.random.default_rng(0).integers(len(single), size=(TEXTS - len(single), 2))
-    model = MiniLM()
-    vectors = np.concatenate(
-        [model.embed(part) for part in _parts([*single, *(f"{single[a]} {single[b]}" for a, b in pairs)], 64)]
-    ).astype(np.float32)
+    texts = [*single, *(f"{single[a]} {single[b]}" for a, b in pairs)]
+    model, vectors = MiniLM(), np.empty((TEXTS, 384), np.float32)
+    by_length = sorted(range(TEXTS), key=lambda number: len(texts[number]))  # texts embedded at once are as long
+    for start in range(0, TEXTS, 64):
+        part = by_length[start : start + 64]
+        vectors[part] = model.embed([texts[number] for number in part])
     of_single, of_pairs = np.split(vectors, [len(single)])
     between = _unit(of_single[pairs[:, 0]] + of_single[pairs[:, 1]])
     return of_single, of_pairs, of_pairs - between
@@ -40,7 +42,7 @@ def sentence_vectors(count: int, seed: int = 0) -> np.ndarray:
     """Like vectors of texts of two sentences, shape (count, 384), float32.
 
     Each is the direction between the vectors of two docstrings' sentences, embedded by MiniLM, and beside that what a
-    real text of two other sentences has beside this direction. The first 6,000 of seed 0 are embedded texts themselves.
+    real text of two other sentences has beside this direction. The first 5,000 of seed 0 are embedded texts themselves.
     """
     single, pairs, beside = _real()
     rng = np.random.default_rng(seed)
@@ -52,10 +54,6 @@ def sentence_vectors(count: int, seed: int = 0) -> np.ndarray:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def _parts(texts: list[str], size: int) -> list[list[str]]:
-    return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
 def vectors(count: int, seed: int = 0, clusters: int = 500) -> np.ndarray:
