@@ -123,7 +123,7 @@ def _check_task(learner: Learner, world: World, task: Task, memories: Sequence[M
         asked = next(walk)
         while True:
             question = asked._replace(answer=None)
-            queries = list(getattr(learner, "queries", lambda task: [Query()])(question))
+            queries = list(learner.queries(question)) if hasattr(learner, "queries") else [Query()]
             if not all(isinstance(query, Query) for query in queries):
                 raise InvalidRequest(f"{name}.queries gave {queries!r:.80}, and not a sequence of Query")
             recalled = memories[: sum(query.k for query in queries)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ EMBED = Hashing(256).embed
 class Shop:
     """A world of three options."""
 
-    options = {"fruit": "an apple or a pear", "tool": "a hammer or a saw", "book": "pages to read"}
+    options = MappingProxyType({"fruit": "an apple or a pear", "tool": "a hammer or a saw", "book": "pages to read"})
 
     def tasks(self, rng, n, generation):
         return [TASK._replace(answer="fruit")] * n
@@ -50,7 +51,7 @@ def test_without_memory_the_nearest_description_is_the_answer():
 
 def test_without_descriptions_every_option_is_as_likely():
     class Bare(Shop):
-        options = {"fruit": "", "tool": "", "book": ""}
+        options = MappingProxyType(dict.fromkeys(Shop.options, ""))
 
     answers = Counter(act(ZeroShot(), seed=seed, world=Bare()).output for seed in range(300))
     assert set(answers) == set(Shop.options)
@@ -133,11 +134,9 @@ WORLDS = [
 @pytest.mark.parametrize("world", WORLDS, ids=repr)
 def test_every_world_and_its_learners_pass_their_check(world):
     check_world(world)
-    if isinstance(world, worlds.CumulativeCulture):
-        return check_learner(learners.GumbelImitator(), world)
-    if isinstance(world, worlds.IteratedLearning):
-        return check_learner(learners.BayesianSampler(), world)
-    for learner in (ZeroShot(), NearestNeighbour(3, 0.5), SignedVote(), EpisodicControl()):
+    special = {worlds.CumulativeCulture: learners.GumbelImitator(), worlds.IteratedLearning: learners.BayesianSampler()}
+    usual = [ZeroShot(), NearestNeighbour(3, 0.5), SignedVote(), EpisodicControl()]
+    for learner in [special[type(world)]] if type(world) in special else usual:
         check_learner(learner, world)
 
 

@@ -32,8 +32,8 @@ class EpisodicControl:
             random choice with the mean.
         use: The value of an action is the "max" of its returns, or their "mean". Where chance has a part in the
             outcome, the maximum takes luck for skill.
-        unknown: The return that is expected of an action that was never tried here. If None, the mean of those that were
-            tried. With 0, where all returns are negative, every action is tried once.
+        unknown: The return that is expected of an action that was never tried here. If None, the mean of what others
+            brought. With 0, where all returns are negative, every action is tried once.
         explore: Probability of an action at random, as long as no action is known to be better than an unknown one.
         radius: Least similarity of a state that counts as the same (cosine).
     """
