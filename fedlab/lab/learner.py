@@ -136,11 +136,12 @@ def _check_task(learner: Learner, world: World, task: Task, memories: Sequence[M
             asked = walk.send(answers[0].output)
     except StopIteration as end:
         outcomes = end.value if isinstance(end.value, list) else [end.value]
-    facts = {"tenant_id": "check", "agent_id": "check", "task": task.task}
     return [
         Memory(
             Episode(
-                **facts,
+                tenant_id="check",
+                agent_id="check",
+                task=task.task,
                 input=each.input or task.input,
                 output=each.output,
                 reward=float(each.reward),
