@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fedlab.lab import learners, worlds
 from fedlab.lab.arm import Arm, Islands, NoisyEvaluator
+from fedlab.lab.experiment import Experiment
 from fedlab.lab.learner import Answer, Learner, Query, check_learner
 from fedlab.lab.world import Outcome, Task, World, check_world
 from fedlab.lab.worlds import ToolChoice
@@ -14,6 +15,7 @@ from fedlab.lab.worlds import ToolChoice
 __all__ = [
     "Answer",
     "Arm",
+    "Experiment",
     "Islands",
     "Learner",
     "NoisyEvaluator",
