@@ -111,7 +111,7 @@ def applications(hub: Hub) -> list[tuple]:
         (f"apply MaxAge to {removed:,}, one recalls", removed / seconds, removed / seconds, "/s", 20_000, "/s"),
         ("  p95 of the recalls meanwhile", busy * 1e3, busy / quiet, "ms", -3.0, "x quiet"),
         (f"apply MaxAge to {removed_push:,}, one pushes", removed_push / seconds_push, removed_push / seconds_push)
-        + ("/s", 5_000, "/s"),
+        + ("/s", 1_000, "/s"),
         ("  p95 of the pushes meanwhile", busy_push * 1e3, busy_push / quiet_push, "ms", -5.0, "x quiet"),
     ]
 
