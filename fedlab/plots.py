@@ -133,7 +133,7 @@ def write_page(path: str | os.PathLike[str], title: str, figures: Sequence[go.Fi
         path: Where to; the folder is made if need be.
         title: Plain text.
         figures: From top to bottom.
-        summary: HTML that stands above them, such as one of `html_table`.
+        summary: HTML that stands above them, such as a table.
 
     Returns:
         The absolute path.
@@ -156,19 +156,6 @@ th:first-child, td:first-child {{ text-align: left; }}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     return target
-
-
-def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as HTML.
-
-    >>> html_table(["a"], [[1], ["<"]])
-    '<table><tr><th>a</th></tr><tr><td>1</td></tr><tr><td>&lt;</td></tr></table>'
-    """
-
-    def line(tag: str, cells: Sequence[object]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
 
 
 def _figure(title: str, x: str, y: str) -> go.Figure:
