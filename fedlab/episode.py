@@ -21,7 +21,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fedlab.clock import LATEST_MS
+from fedlab._html import table
+from fedlab.clock import LATEST_MS, to_datetime
 from fedlab.errors import InvalidEpisode, InvalidRequest, InvalidVector
 
 if TYPE_CHECKING:
@@ -199,6 +200,9 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
             fields["vector"] = f"<{len(self.vector)} x float16>"
         return f"Episode({', '.join(f'{name}={value!r:.200}' for name, value in fields.items() if value)})"
 
+    def _repr_html_(self) -> str:
+        return table(f"Episode {self.id}", _rows(self))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Episode):
             return NotImplemented
@@ -243,6 +247,10 @@ class Memory(msgspec.Struct, frozen=True):
             raise AttributeError(name)
         return getattr(self.episode, name)
 
+    def _repr_html_(self) -> str:
+        own = [("similarity", self.similarity), ("score", self.score)]
+        return table(f"Memory of {self.episode.agent_id}", [*own, *_rows(self.episode)])
+
 
 def embedding_text(task: str, input: str = "") -> str:
     """The text whose vector stands for a task and its input."""
@@ -273,6 +281,16 @@ def metadata_json(metadata: Mapping[str, Any]) -> str:
     if not metadata:
         return "{}"
     return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _rows(episode: Episode) -> list[tuple[str, object]]:
+    """What a notebook shows of an episode."""
+    shown = ("session_id", "task", "input", "output", "reward", "metadata")
+    rows = [(name, value) for name in shown if (value := getattr(episode, name)) or name == "reward"]
+    if episode.sources:
+        rows.append(("sources", "\n".join(episode.sources)))
+    times = [(name, getattr(episode, name)) for name in ("created_at", "expires_at")]
+    return [*rows, *((name, to_datetime(ms).isoformat(" ", "seconds")) for name, ms in times if ms is not None)]
 
 
 def _comparable(episode: Episode) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import html
 import logging
 import random
 import secrets
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from fedlab._html import table
 from fedlab.agent.session import Session
 from fedlab.agent.spawning import Spawning, check_lifetime
 from fedlab.agent.spool import append_spool, push_spool
@@ -506,8 +506,13 @@ class EphemeralAgent:
         return f"<EphemeralAgent {self.session_id}: {self._status()}>"
 
     def _repr_html_(self) -> str:
-        name, status = html.escape(self.session_id), html.escape(self._status())
-        return f"<b>EphemeralAgent</b> <code>{name}</code><br>{status}"
+        rows: list[tuple[str, object]] = [
+            ("state", "alive" if self.alive else self._how or "expired"),
+            ("unsynced episodes", self.unsynced),
+        ]
+        if self.alive:
+            rows += [("seconds left", self.time_left), ("memories in RAM", len(self._memory))]
+        return table(f"EphemeralAgent {self.session_id}", rows)
 
     def _status(self) -> str:
         if self.alive:

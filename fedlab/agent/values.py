@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from fedlab._html import table
+
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one sync did.
@@ -19,3 +21,7 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     pulled: int
     forgotten: int
     seq: int
+
+    def _repr_html_(self) -> str:
+        rows = [(name, getattr(self, name)) for name in ("pushed", "pulled", "forgotten")]
+        return table(f"Synced with the hub, up to change {self.seq:,}", rows)

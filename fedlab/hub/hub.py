@@ -5,6 +5,7 @@ it opens and closes is in `core.py`.
 
 from __future__ import annotations
 
+from fedlab._html import table
 from fedlab.episode import Episode  # noqa: F401 - for the docstring
 from fedlab.hub.copying import CopyMethods
 from fedlab.hub.erasure import ErasureMethods
@@ -52,3 +53,18 @@ class Hub(AgentMethods, FrameMethods, RetentionMethods, HoldMethods, ErasureMeth
             f"Hub({str(self.path)!r}, {numbers.episodes:,} episodes of {numbers.tenants:,} tenants,"
             f" {numbers.agents_alive:,} agents alive)"
         )
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return table(f"Hub {self.path}", [("state", "closed")])
+        numbers = self.stats()
+        rows = [
+            ("tenants", numbers.tenants),
+            ("episodes", numbers.episodes),
+            ("forgotten", f"{numbers.forgotten:,}, {numbers.kept:,} of them kept for time travel"),
+            ("agents", f"{numbers.agents:,}, {numbers.agents_alive:,} of them alive"),
+            ("changes", numbers.seq),
+            ("on disk", f"{numbers.bytes / 1e6:,.1f} MB"),
+            ("embedder", self.embedder.name),
+        ]
+        return table(f"Hub {self.path}", rows)

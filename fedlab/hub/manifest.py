@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from fedlab._html import table
 from fedlab.clock import to_datetime
 from fedlab.errors import CorruptBackup
 from fedlab.hub.erasing import LedgerEntry
@@ -77,13 +78,31 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     checksum: str = NO_CHECKSUM
 
     def __str__(self) -> str:
-        kind = "incremental" if self.bases else "full"
-        made = to_datetime(self.created_at).isoformat(" ", "seconds")
-        size = sum(file.bytes for file in self.files.values()) / 1e6
+        kind, made, size = self._said()
         return (
             f"{kind} backup of hub {self.hub_id}, made {made} at change {self.seq:,} (epoch {self.epoch}):"
-            f" {self.episodes:,} episodes of {self.tenants:,} tenants, {size:,.1f} MB"
+            f" {self.episodes:,} episodes of {self.tenants:,} tenants, {size}"
         )
+
+    def _repr_html_(self) -> str:
+        kind, made, size = self._said()
+        rows = [
+            ("made", made),
+            ("at change", self.seq),
+            ("epoch", self.epoch),
+            ("tenants", self.tenants),
+            ("episodes", self.episodes),
+            ("embedder", f"{self.embedder}, {self.dimension} dimensions"),
+            ("size", size),
+            *((name, f"SHA-256 {file.sha256}") for name, file in self.files.items()),
+            *(("builds on", base.path) for base in self.bases),
+        ]
+        return table(f"{kind.capitalize()} backup of hub {self.hub_id}", rows)
+
+    def _said(self) -> tuple[str, str, str]:
+        kind = "incremental" if self.bases else "full"
+        size = sum(file.bytes for file in self.files.values()) / 1e6
+        return kind, to_datetime(self.created_at).isoformat(" ", "seconds"), f"{size:,.1f} MB"
 
 
 class Part(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
+from fedlab._html import table
+from fedlab.clock import to_datetime
 from fedlab.episode import FromHub
 
 Ending = Literal["destroyed", "expired", "crashed"]
@@ -158,6 +158,11 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
             return f"{self.episodes:,} episodes and {self.changes:,} changes agree"
         return "\n".join([f"{len(self.problems)} problems:", *(f"  {problem}" for problem in self.problems)])
 
+    def _repr_html_(self) -> str:
+        found = [("problem", problem) for problem in self.problems]
+        rows = [("episodes checked", self.episodes), ("changes checked", self.changes), *found]
+        return table("Verified: everything agrees" if self.ok else f"Verified: {len(found):,} problems", rows)
+
 
 class RecallEffect(msgspec.Struct, frozen=True, kw_only=True):
     """What a policy would do to recall, tried with a tenant's last queries by similarity.
@@ -218,11 +223,27 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.tenant_id}: {self.policy}",
             f"  {self.removed:,} of {self.removed + self.kept:,} episodes would go ({self.bytes / 1e6:,.1f} MB;"
             f" {self.expired:,} by their own expires_at); {self.held:,} stay because they are held",
+            *(f"  {name}: {counts}" for name, counts in self._groups()),
         ]
+        return "\n".join([*lines, *([f"  {self.recall}"] if self.recall else [])])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("would go", f"{self.removed:,} of {self.removed + self.kept:,} episodes, {self.bytes / 1e6:,.1f} MB"),
+            ("by their own expires_at", self.expired),
+            ("stay because they are held", self.held),
+            *self._groups(),
+            *([("recall", self.recall)] if self.recall else []),
+        ]
+        return table(f"{self.tenant_id}: {self.policy}", rows)
+
+    def _groups(self) -> list[tuple[str, str]]:
         groups = {"task": self.by_task, "agent": self.by_agent, "age": self.by_age, "reward": self.by_reward}
-        for name, counts in groups.items():
-            lines += [f"  by {name}: " + ", ".join(f"{each} {count:,}" for each, count in counts.items())]
-        return "\n".join([*(lines if self.removed else lines[:2]), *([f"  {self.recall}"] if self.recall else [])])
+        return [
+            (f"by {name}", ", ".join(f"{each} {count:,}" for each, count in counts.items()))
+            for name, counts in groups.items()
+            if counts
+        ]
 
 
 class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,6 +262,10 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         lines = [f"{tenant_id}: {count:,} episodes forgotten" for tenant_id, count in self.removed.items()]
         return "\n".join([*lines, *(f"{tenant_id}: failed: {why}" for tenant_id, why in self.failed.items())])
+
+    def _repr_html_(self) -> str:
+        rows = [*self.removed.items(), *((tenant_id, f"failed: {why}") for tenant_id, why in self.failed.items())]
+        return table(f"Retention applied, up to change {self.seq:,}", rows, head=("tenant", "episodes forgotten"))
 
 
 class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -287,9 +312,7 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     pages: int
 
     def __str__(self) -> str:
-        begun, done = (
-            datetime.fromtimestamp(each / 1000, UTC).isoformat(" ", "seconds") for each in (self.at, self.done_at)
-        )
+        begun, done = _time(self.at), _time(self.done_at)
         agent = f", agent {self.agent_hash}" if self.agent_hash else ""
         return f"""\
 erasure {self.id} of hub {self.hub_id}
@@ -304,7 +327,17 @@ erasure {self.id} of hub {self.hub_id}
   remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again"""
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        rows = [
+            ("asked for by", self.actor),
+            ("reason", self.reason),
+            ("begun", _time(self.at)),
+            ("completed", _time(self.done_at)),
+            ("scope", self.scope),
+            ("tenant, BLAKE2b-128", self.tenant_hash),
+            *([("agent, BLAKE2b-128", self.agent_hash)] if self.agent_hash else []),
+            *((label, getattr(self, name)) for name, label in _ERASED.items()),
+        ]
+        return table(f"Erasure {self.id} of hub {self.hub_id}", rows)
 
 
 class TransferReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,6 +367,28 @@ class TransferReport(msgspec.Struct, frozen=True, kw_only=True):
             return line
         line += f"\n{self.new:,} are new, {self.known:,} were here, {len(self.refused):,} were refused"
         return "\n".join([line, *(f"  {uid}: {why}" for uid, why in self.refused.items())])
+
+    def _repr_html_(self) -> str:
+        rows = [("tenant", self.tenant_id), ("file", self.path), ("episodes", self.episodes)]
+        if self.what == "imported":
+            rows += [("new", self.new), ("were here", self.known), ("refused", len(self.refused))]
+        return table(self.what.capitalize(), [*rows, *self.refused.items()])
+
+
+_ERASED = {
+    "episodes": "episodes removed",
+    "vectors": "vectors removed",
+    "sources": "rows of lineage removed",
+    "kept": "kept contents removed",
+    "holds": "holds removed",
+    "agents": "lives of agents removed",
+    "changes": "rows of the log emptied",
+    "pages": "pages of hub.db overwritten",
+}
+
+
+def _time(ms: int) -> str:
+    return to_datetime(ms).isoformat(" ", "seconds")
 
 
 Frame = dict[str, list[Any]]

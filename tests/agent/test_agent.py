@@ -315,7 +315,7 @@ async def test_representations_tell_the_state(embedded, doing):
     agent = await embedded.spawn(agent_id="agent-001")
     await agent.store_episode(**doing)
     assert repr(agent) == ("<EphemeralAgent acme-corp/agent-001: alive, 300 s left, 1 memories in RAM, 1 unsynced>")
-    assert "<code>acme-corp/agent-001</code>" in agent._repr_html_()
+    assert agent._repr_html_().startswith("<b>EphemeralAgent acme-corp/agent-001</b>")
     await agent.destroy()
     assert repr(agent) == "<EphemeralAgent acme-corp/agent-001: destroyed>"
 
