@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
-FEW = 5
-"""From so many seeds on an interval is resampled. Resamples stay within the range of the values, which holds the middle
-of a symmetric distribution with probability 1 - 2^(1-n) only: 87.5 % for four."""
+FEW = 7
+"""From so many seeds on an interval is resampled: of 5 normal values an interval for 95 % covers 88 %, of 6 93 %, and
+of 7 to 10 94 %, since resamples stay within the range of the values. Student's t covers 94 to 95 % of all of them."""
 
 
 class Estimate(NamedTuple):
