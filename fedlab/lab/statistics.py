@@ -69,13 +69,13 @@ class Forgetting(NamedTuple):
     Args:
         before: Mean reward in the generations just before it.
         drop: How much less it was just after.
-        recovered: Which share of the drop was made good at the end: 1 is all. NaN if there was no drop.
+        regained: How much more it was at the end than just after.
         generations: How many after the drift the reward was back at what it was before; NaN if it never was.
     """
 
     before: float
     drop: float
-    recovered: float
+    regained: float
     generations: float
 
 
@@ -230,7 +230,7 @@ def forgetting(curve: Numbers, at: int, *, window: int = 1) -> Forgetting:
     )
     drop = before - after
     back = generations_to(rewards[None, at:], before, window=window)[0]
-    return Forgetting(before, drop, (end - after) / drop if drop > 0 else math.nan, float(back))
+    return Forgetting(before, drop, end - after, float(back))
 
 
 def forward_transfer(curves: npt.ArrayLike, scratch: npt.ArrayLike, *, best: float = 1.0) -> Values:
