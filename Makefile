@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo lab test check bench clean
 help:
 	@echo "make demo    generations of agents on a real hub that is killed half-way (under 2 minutes)"
+	@echo "make lab     the notebooks in JupyterLab"
 	@echo "make test    everything: style, types, tests"
 	@echo "make check   style and types only"
 	@echo "make bench   measured speed, as ratios to raw limits of this machine"
@@ -21,6 +22,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/fedlab demo --output demo-output
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --notebook-dir notebooks
 
 check: $(STAMP)
 	$(BIN)/ruff check .

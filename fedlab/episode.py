@@ -104,7 +104,7 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
         raise InvalidVector(f"a vector has one axis, not shape {vector.shape}", field="vector")
     # One number tells NaN, infinity and all zeros, in a third of the time of looking for each.
     wide = vector.astype(np.float32)
-    if 0 < float(wide @ wide) < np.inf and dimension in (None, len(vector)):
+    if 0 < wide.dot(wide) < np.inf and dimension in (None, len(vector)):
         return vector
     if not np.isfinite(vector).all():
         raise InvalidVector("the vector holds NaN or a number too large for float16", field="vector")

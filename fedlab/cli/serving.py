@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from datetime import timedelta
@@ -15,7 +16,7 @@ from fedlab.cli.shared import app
 from fedlab.errors import FedlabError, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fedlab.hub import Hub
     from fedlab.net import Settings
@@ -60,23 +61,32 @@ def hub_command(
     # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
     logger.setLevel(log_level.upper())
     logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
-    asyncio.run(
-        _serve(
-            data.resolve(),
-            host,
-            port,
-            embedder=embedder,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            insecure=insecure,
-            retention_interval=retention_interval or None,
-            backup_dir=backup_dir and backup_dir.resolve(),
-            backup_interval=(backup_interval or None) if backup_dir else None,
-            backup_keep=backup_keep,
-            keep_forgotten=None if keep_forgotten is None else timedelta(days=keep_forgotten),
-            settings=_settings(setting or []),
-        )
+    served = _serve(
+        data.resolve(),
+        host,
+        port,
+        embedder=embedder,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        insecure=insecure,
+        retention_interval=retention_interval or None,
+        backup_dir=backup_dir and backup_dir.resolve(),
+        backup_interval=(backup_interval or None) if backup_dir else None,
+        backup_keep=backup_keep,
+        keep_forgotten=None if keep_forgotten is None else timedelta(days=keep_forgotten),
+        settings=_settings(setting or []),
     )
+    with asyncio.Runner(loop_factory=_event_loop()) as runner:
+        runner.run(served)
+
+
+def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where there is one: a tenth of the time of a push."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop
+    return None
 
 
 async def _serve(data: Path, host: str, port: int, **options: Any) -> None:

@@ -5,9 +5,25 @@ Learners, experiments and statistics build on it; nothing in the hub, the wire o
 
 from __future__ import annotations
 
+from fedlab.lab import learners, worlds
 from fedlab.lab.arm import Arm, Islands, NoisyEvaluator
+from fedlab.lab.experiment import Experiment
 from fedlab.lab.learner import Answer, Learner, Query
 from fedlab.lab.world import Outcome, Task, World
 from fedlab.lab.worlds import ToolChoice
 
-__all__ = ["Answer", "Arm", "Islands", "Learner", "NoisyEvaluator", "Outcome", "Query", "Task", "ToolChoice", "World"]
+__all__ = [
+    "Answer",
+    "Arm",
+    "Experiment",
+    "Islands",
+    "Learner",
+    "NoisyEvaluator",
+    "Outcome",
+    "Query",
+    "Task",
+    "ToolChoice",
+    "World",
+    "learners",
+    "worlds",
+]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     import numpy as np
+    import numpy.typing as npt
 
     from fedlab.episode import Memory
     from fedlab.lab.world import Task
     from fedlab.recall import RecallPolicy
+
+
+Embed: TypeAlias = "Callable[[Sequence[str]], npt.NDArray[Any]]"
+"""Gives the vectors of texts, shape (n, dimension), at length 1."""
 
 
 class Answer(NamedTuple):

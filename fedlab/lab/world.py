@@ -29,7 +29,8 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of one answer; an agent stores one episode of it.
+    """What came of one answer; an agent stores one episode of it. Of several outcomes of one task, the first stands
+    for the task: its true reward is what the task was worth.
 
     Args:
         output: What was answered.
@@ -76,11 +77,11 @@ class World(Protocol):
     """
 
     def tasks(self, rng: np.random.Generator, n: int, generation: int) -> Sequence[Task]:
-        """The tasks of one agent.
+        """The tasks of one generation, for all its agents.
 
         Args:
-            rng: The same state gives the same tasks.
-            n: How many.
+            rng: One for each generation; the same state gives the same tasks.
+            n: How many; the same in each generation.
             generation: Counts from 0.
         """
         ...

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedlab.lab import Task, ToolChoice
-from fedlab.lab.worlds import MIN_TEXTS
+from fedlab.lab.worlds.tool_choice import MIN_TEXTS
 
 WORLD = ToolChoice()
 

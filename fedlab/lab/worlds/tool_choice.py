@@ -1,4 +1,4 @@
-"""Worlds: where tasks come from, and what an answer to one is worth. `ToolChoice` needs nothing but Python."""
+"""`ToolChoice`: which module of the standard library does this? It needs nothing but Python."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
-from fedlab.lab import docstrings
-from fedlab.lab.world import Task
-
-if TYPE_CHECKING:
-    import numpy as np
+from fedlab.lab.worlds import docstrings
+from fedlab.lab.worlds.answered import Answered
 
 MIN_TEXTS = 20
 """Fewest texts of a module that takes part."""
@@ -28,7 +25,7 @@ class _Data(msgspec.Struct, frozen=True):
     hash: str
 
 
-class ToolChoice:
+class ToolChoice(Answered):
     """Which module of the standard library does this? Real texts with a known answer, and no download.
 
     An input is the first sentence of the docstring of a public function, class or method of the standard
@@ -39,38 +36,20 @@ class ToolChoice:
         seed: Of the order in which `texts` and `answers` stand; tasks are drawn with a generator of your own.
 
     >>> world = ToolChoice()
+    >>> from fedlab.lab import Task
     >>> world.reward(Task(world.task, world.texts[0], world.answers[0]), world.answers[0])
     1.0
     """
 
-    task = "choose-module"
-    """The `task` of every episode of this world."""
-
     def __init__(self, seed: int = 0) -> None:
-        # NumPy here and not above: importing the worlds must stay cheap for those who only look at names.
-        import numpy as np
-
         data = _collect()
         order = np.random.default_rng(seed).permutation(len(data.texts))
+        texts = [data.texts[i] for i in order]
+        super().__init__("choose-module", texts, [data.answers[i] for i in order], data.module_docs, data.hash)
         self.seed = seed
-        self.texts = tuple(data.texts[i] for i in order)
-        self.answers = tuple(data.answers[i] for i in order)
-        self.module_docs = dict(data.module_docs)
-        self.modules = tuple(self.module_docs)
-        self.options = self.module_docs
-        self.data_hash = data.hash
-
-    def tasks(self, rng: np.random.Generator, n: int, generation: int = 0) -> list[Task]:
-        """`n` different tasks, or as many as there are; of all generations alike."""
-        chosen = rng.choice(len(self.texts), size=min(n, len(self.texts)), replace=False)
-        return [Task(self.task, self.texts[i], self.answers[i]) for i in chosen]
-
-    def reward(self, task: Task, output: str) -> float:
-        """1.0 for the module that the text comes from, else 0.0."""
-        return float(output == task.answer)
-
-    def __repr__(self) -> str:
-        return f"ToolChoice({len(self.texts)} texts, {len(self.modules)} modules, {self.data_hash[:12]})"
+        self.texts = self.inputs
+        self.module_docs = self.options
+        self.modules = tuple(self.options)
 
 
 @functools.cache
