@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from fedlab.errors import InvalidRequest
-from fedlab.lab import statistics
-from fedlab.lab.results import Results
+from fedlab import InvalidRequest, MaxEpisodes
+from fedlab.lab import Arm, Results, statistics
 from tests.lab.runs import outcome, write_run
+from tests.lab.small import Copier, Guesser, experiment
 
 REWARDS = {"no memory": [0.2, 0.2, 0.2, 0.2], "forever": [0.2, 0.4, 0.6, 0.8], "90 days": [0.2, 0.4, 0.5, 0.5]}
 SEEDS = range(8)
@@ -211,3 +211,68 @@ def test_frames_are_polars_and_lazy_where_asked(results):
     assert isinstance(results.scan("episodes"), pl.LazyFrame)
     assert results.scan("episodes").select("reward").collect().height == results.episodes.height == 96
     assert math.isclose(results.scan("agents").select(pl.col("pushed").sum()).collect().item(), 96)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A run through real agents and hubs: who remembers, who forgets, and who guesses."""
+    arms = [
+        Arm("guesses", Guesser()),
+        Arm("remembers", Copier(k=10)),
+        Arm("forgets", Copier(k=10), retention=MaxEpisodes(6)),
+    ]
+    trial = experiment(*arms, generations=8, seeds=range(8))
+    return trial, trial.run_sync(tmp_path_factory.mktemp("real") / "run", progress=False)
+
+
+def test_in_a_real_run_memory_pays_and_forgetting_costs(real):
+    _, results = real
+    summary = results.summary("guesses", last=4)
+    remembers, forgets = summary.row(1, named=True), summary.row(2, named=True)
+    assert remembers["diff_low"] > 0
+    assert remembers["p"] < 0.05
+    assert forgets["mean"] < remembers["mean"]
+    rewards = results.episodes.filter(pl.col("generation") >= 4).group_by("arm").agg(pl.col("true_reward").mean())
+    assert dict(zip(summary["arm"], summary["mean"], strict=True)) == pytest.approx(dict(rewards.rows()))
+
+
+def test_in_a_real_run_every_failure_has_a_stage_and_forgetting_a_policy(real):
+    _, results = real
+    stages = results.stages()
+    failed = results.episodes.filter(pl.col("true_reward") < 0.5)
+    assert stages["tasks"].sum() == failed.height
+    shares = stages.group_by("arm", "generation").agg(pl.col("share").sum())["share"]
+    assert shares.to_list() == pytest.approx([1.0] * len(shares))
+    forgotten = stages.filter(pl.col("stage") == "forgotten")
+    assert forgotten["arm"].unique().to_list() == ["forgets"]
+    assert forgotten["policy"].unique().to_list() == ["retention: keep the newest 6 episodes"]
+
+
+def test_in_a_real_run_reward_goes_back_to_the_dead(real):
+    _, results = real
+    lineage = results.lineage()
+    late = (
+        lineage.generations.filter(pl.col("generation") >= 4).group_by("arm").agg(pl.col("inherited", "depth").mean())
+    )
+    means = {arm: (inherited, depth) for arm, inherited, depth in late.rows()}
+    assert means["guesses"] == (0, 0)
+    assert means["remembers"][0] > 0.5
+    assert means["remembers"][1] > 1
+    assert set(lineage.top(3)["arm"]) == {"remembers", "forgets"}
+
+
+def test_in_a_real_run_everything_can_be_looked_at(real):
+    trial, results = real
+    for name in (
+        "learning_curves",
+        "memory_growth",
+        "reward_distribution",
+        "paired_differences",
+        "lineage",
+        "stages",
+        "cost",
+    ):
+        assert getattr(results.plot, name)().data
+    assert results.cost()["ms_per_task"].min() > 0
+    assert "Experiment in Parity: 3 arms under 8 seeds" in trial._repr_html_()
+    assert "24 of 24 cells finished" in results._repr_html_()
