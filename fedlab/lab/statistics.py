@@ -258,17 +258,24 @@ def _bootstrap(values: Values, confidence: float, resamples: int, seed: int) -> 
     # Hesterberg's expanded level: what the normal distribution takes for the quantile of Student's t, and √(n/(n-1))
     # because the spread of the resamples is that of n, not n - 1, degrees of freedom.
     tail = float(stats.norm.sf(math.sqrt(n / (n - 1)) * stats.t.isf((1 - confidence) / 2, n - 1)))
+    centre, scale = float(values.mean()), float(np.ptp(values))
+
+    def mean(resample: Values, axis: int = -1) -> Any:
+        # BCa counts the resamples below the estimate: those equal to it must not fall on a side by rounding.
+        return np.round(np.mean(resample, axis=axis), 9)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the caller looks at what comes of it
         result = stats.bootstrap(
-            (values,),
-            np.mean,
+            ((values - centre) / scale,),
+            mean,
             confidence_level=1 - 2 * tail,
             n_resamples=resamples,
             method="BCa",
             rng=np.random.default_rng(seed),
         )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    low, high = result.confidence_interval
+    return centre + scale * float(low), centre + scale * float(high)
 
 
 def _student(values: Values, confidence: float) -> tuple[float, float]:
