@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedlab.hub.sketches import Sketches, unit
 from fedlab.recall import SIMILARITY, Filter, best
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class TenantIndex:
         self._tasks: dict[str, int] = {}
         self._agents: dict[str, int] = {}
         self.dead = 0
+        self.sketches = Sketches()
         self._view = View(
             n=0,
             first=0,
@@ -165,6 +167,8 @@ class TenantIndex:
                 rows = np.arange(start, min(start + 1_000, end))
                 rows = rows[view.alive[rows]]
                 graph.add(view.ids[rows], view.tail[rows - view.first].astype(np.float16), threads=1)
+            rows = np.arange(view.first, end)[view.alive[view.first : end]]
+            self.sketches.add(view.ids[rows], view.tail[rows - view.first])
             with self._lock:
                 now = self._view
                 left = now.tail[end - now.first : now.n - now.first].copy()
@@ -228,6 +232,24 @@ class TenantIndex:
             dict(zip(self._tasks, np.bincount(view.tasks[rows]).tolist(), strict=False)),
             dict(zip(self._agents, np.bincount(view.agents[rows]).tolist(), strict=False)),
         )
+
+    def columns(self, names: Sequence[str], ids: Array | None = None) -> tuple[Array, ...]:
+        """The ids of rows and their columns, by the columns' names in the database; of all if `ids` is None.
+
+        Args:
+            names: Among reward, created_at, task and agent_id.
+            ids: Ascending; those that are not there are left out.
+        """
+        view = self._view
+        rows = _rows_of(view, view.ids[: view.n] if ids is None else ids)
+        rows = rows[view.alive[rows]]
+        made = {
+            "reward": lambda: view.rewards[rows],
+            "created_at": lambda: view.created_at[rows],
+            "task": lambda: np.array([*self._tasks], object)[view.tasks[rows]],
+            "agent_id": lambda: np.array([*self._agents], object)[view.agents[rows]],
+        }
+        return view.ids[rows], *(made[name]() for name in names)
 
     def holds(self, ids: Array, vectors: Array) -> Array:
         """Whether the index has these unit vectors under these ids (ascending), up to its precision."""
@@ -377,10 +399,3 @@ def _grown(array: Array, used: int, more: int) -> Array:
     grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
     grown[:used] = array[:used]
     return grown
-
-
-def unit(vectors: Sequence[Array] | Array) -> Array:
-    """Vectors at length 1, float32, shape (n, dimension)."""
-    matrix = np.asarray(vectors, np.float32)
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.asarray(matrix / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
