@@ -9,6 +9,7 @@ from fedlab.lab import learners, worlds
 from fedlab.lab.arm import Arm, Islands, NoisyEvaluator
 from fedlab.lab.experiment import Experiment
 from fedlab.lab.learner import Answer, Learner, Query, check_learner
+from fedlab.lab.results import Results
 from fedlab.lab.world import Outcome, Task, World, check_world
 from fedlab.lab.worlds import ToolChoice
 
@@ -21,6 +22,7 @@ __all__ = [
     "NoisyEvaluator",
     "Outcome",
     "Query",
+    "Results",
     "Task",
     "ToolChoice",
     "World",

@@ -235,7 +235,8 @@ class Cell:
                 episode = None
                 if self._writes(outcome):
                     episode = await self._store_episode(life.agent, trial, outcome)
-                    stored.append((episode, self._told(outcome)))
+                    # A world is asked of a memory by its input, which an outcome may leave to its task.
+                    stored.append((episode, self._told(outcome._replace(input=episode.input))))
                 rewards.append(float(outcome.reward))
                 self._rewards[0].append(rewards[-1])
                 self._rewards[1].append(_true_reward(outcome))

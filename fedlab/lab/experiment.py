@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from fedlab import _html
 from fedlab.agent.spawning import check_lifetime
 from fedlab.errors import InvalidRequest
 from fedlab.lab.arm import Arm, Islands
@@ -103,6 +104,19 @@ class Experiment:
     def run_sync(self, directory: str | os.PathLike[str], **options: Any) -> Results:
         """As `run`, where no event loop is running: in a script, or on the shell."""
         return asyncio.run(self.run(directory, **options))
+
+    def _repr_html_(self) -> str:
+        title = (
+            f"Experiment in {type(self.world).__name__}: {len(self.arms)} arms under {len(self.seeds)} seeds,"
+            f" {self.generations} generations of {self.agents_per_generation} agents with {self.tasks_per_agent} tasks"
+        )
+        rows = [
+            (arm.name, type(arm.learner).__name__, arm.retention, arm.write, arm.sharing, arm.feedback, arm.capacity)
+            for arm in self.arms
+        ]
+        return _html.table(
+            title, rows, head=("arm", "learner", "retention", "write", "sharing", "feedback", "capacity")
+        )
 
 
 def _check_world(world: object) -> None:
