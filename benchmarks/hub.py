@@ -101,7 +101,7 @@ def large_tenant(folder: Path, rows: int = 100_000) -> list[tuple]:
     """Recall in one tenant of 100,000, beside bare usearch on the same vectors, and opening that hub."""
     from usearch.index import Index
 
-    episodes = data.episodes(rows)
+    episodes = data.episodes(rows, lying=data.sentence_vectors)
     vectors = np.stack([each.vector for each in episodes]).astype(np.float32)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     bare = Index(ndim=384, metric="cos", dtype="f16")

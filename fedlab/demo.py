@@ -430,7 +430,7 @@ async def _run(
 
 async def _look(connection: HubConnection, demo: Demo, folder: Path, began: float) -> DemoReport:
     """Ask the hub what it has, and save the page."""
-    from fedlab import plots
+    from fedlab import _html, plots
     from fedlab._polars import pl
 
     episodes = await connection.episodes()
@@ -464,7 +464,8 @@ async def _look(connection: HubConnection, demo: Demo, folder: Path, began: floa
         annotation_text="the hub is dead",
     )
     curves = plots.learning_curves(episodes, tenants=TENANTS)
-    summary = f"<p>{report.verdict}</p>{plots.html_table(*report.table)}"
+    head, rows = report.table
+    summary = f"<p>{report.verdict}</p>{_html.table('', rows, head=head)}"
     plots.write_page(report.page, "fedlab: what happens when memory outlives the agents", [curves, growth], summary)
     return report
 

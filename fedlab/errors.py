@@ -17,7 +17,8 @@ FedlabError
 ├── CorruptHub              the database is damaged
 ├── CorruptBackup           a backup is damaged or incomplete
 ├── AgentExpired            the agent's lifetime is over, or it was destroyed or erased
-└── UnsyncedEpisodes        an agent died with episodes that the hub does not have
+├── UnsyncedEpisodes        an agent died with episodes that the hub does not have
+└── ExperimentFailed        cells of an experiment failed; the others are finished
 """
 
 from __future__ import annotations
@@ -164,6 +165,12 @@ class UnsyncedEpisodes(FedlabError):
     def __init__(self, message: str, episodes: Sequence[Episode] = (), **details: Any) -> None:
         super().__init__(message, **details)
         self.episodes = list(episodes)
+
+
+class ExperimentFailed(FedlabError):
+    """Cells of an experiment failed, the others are finished; `details["cells"]` has a line for each."""
+
+    code = "experiment_failed"
 
 
 def _family(cls: type[FedlabError]) -> list[type[FedlabError]]:

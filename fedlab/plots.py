@@ -6,6 +6,7 @@ A figure is a function of a frame. A tenant has the same colour in all of them.
 from __future__ import annotations
 
 import html
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,20 +41,13 @@ def learning_curves(frame: pl.DataFrame, *, tenants: Iterable[str] | None = None
         tenants: All tenants there are, if the frame does not hold them all: it decides the colours.
     """
     means = reward_by_generation(frame)
-    figure = _figure("What memory buys: reward by generation", "generation", "mean reward per task (95 % interval)")
+    figure = blank(
+        "What memory buys: reward by generation", "generation", "mean reward per task (95 % interval)", "tenant"
+    )
     for tenant, colour, dash in _marks(means["tenant_id"], tenants):
         rows = means.filter(pl.col("tenant_id") == tenant)
-        x, low, high = rows["generation"].to_list(), rows["low"].to_list(), rows["high"].to_list()
-        figure.add_scatter(
-            x=x + x[::-1],
-            y=high + low[::-1],
-            fill="toself",
-            fillcolor=_faint(colour),
-            line={"width": 0},
-            hoverinfo="skip",
-            legendgroup=tenant,
-            showlegend=False,
-        )
+        x = rows["generation"].to_list()
+        add_band(figure, x, rows["low"].to_list(), rows["high"].to_list(), colour, tenant)
         figure.add_scatter(
             x=x,
             y=rows["mean"].to_list(),
@@ -111,7 +105,7 @@ def memory_growth(changes: pl.DataFrame, *, tenants: Iterable[str] | None = None
         .sort("at")
         .with_columns(pl.col("step").cum_sum().over("tenant_id").alias("episodes"), pl.from_epoch("at", time_unit="ms"))
     )
-    figure = _figure("How the memory grows: stored minus forgotten", "time (UTC)", "episodes in the memory")
+    figure = blank("How the memory grows: stored minus forgotten", "time (UTC)", "episodes in the memory", "tenant")
     for tenant, colour, dash in _marks(size["tenant_id"], tenants):
         rows = size.filter(pl.col("tenant_id") == tenant)
         figure.add_scatter(
@@ -133,7 +127,7 @@ def write_page(path: str | os.PathLike[str], title: str, figures: Sequence[go.Fi
         path: Where to; the folder is made if need be.
         title: Plain text.
         figures: From top to bottom.
-        summary: HTML that stands above them, such as one of `html_table`.
+        summary: HTML that stands above them, such as a table.
 
     Returns:
         The absolute path.
@@ -158,33 +152,73 @@ th:first-child, td:first-child {{ text-align: left; }}
     return target
 
 
-def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as HTML.
+def blank(title: str, x: str, y: str, legend: str = "") -> go.Figure:
+    """A figure without data, in the style of all: letters that can be read from the back of a room.
 
-    >>> html_table(["a"], [[1], ["<"]])
-    '<table><tr><th>a</th></tr><tr><td>1</td></tr><tr><td>&lt;</td></tr></table>'
+    Args:
+        title: Stands above it.
+        x: Name of the horizontal axis, with its unit.
+        y: Name of the vertical axis, with its unit.
+        legend: What its entries are.
     """
-
-    def line(tag: str, cells: Sequence[object]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
-
-
-def _figure(title: str, x: str, y: str) -> go.Figure:
     import plotly.graph_objects as go
 
     return go.Figure(
         layout={
             "title": {"text": title},
             "template": "plotly_white",
+            "font": {"size": 15},
             "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": y}},
-            "legend": {"title": {"text": "tenant"}},
+            "legend": {"title": {"text": legend}},
             "showlegend": True,
             "hovermode": "x unified",
         }
     )
+
+
+def add_band(
+    figure: go.Figure,
+    x: Sequence[float],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    colour: str,
+    group: str,
+    **place: int,
+) -> None:
+    """Shade an interval; where it is null there is a gap.
+
+    Args:
+        figure: To which the band is added.
+        x: Where, ascending.
+        low: Lower ends.
+        high: Upper ends.
+        colour: As `#rrggbb`; the band is faint.
+        group: Of the legend, with which it is shown and hidden.
+        place: `row` and `col`, in a figure of several panels.
+    """
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    points = list(zip(x, low, high, strict=True))
+    for known, run in itertools.groupby(points, key=lambda point: None not in point):
+        if known:
+            at, below, above = map(list, zip(*run, strict=True))
+            xs += [*at, *at[::-1], None]
+            ys += [*above, *below[::-1], None]
+    if xs:
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        figure.add_scatter(
+            x=xs[:-1],
+            y=ys[:-1],
+            mode="lines",
+            fill="toself",
+            fillcolor=f"rgba({red},{green},{blue},0.15)",
+            line={"width": 0},
+            hoverinfo="skip",
+            legendgroup=group,
+            showlegend=False,
+            **place,
+        )
 
 
 def _marks(present: pl.Series, tenants: Iterable[str] | None) -> list[tuple[str, str, str]]:
@@ -196,8 +230,3 @@ def _marks(present: pl.Series, tenants: Iterable[str] | None) -> list[tuple[str,
         for i, (tenant, colour) in enumerate(colours.items())
     ]
     return [mark for mark in marks if mark[0] in shown]
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.15)"

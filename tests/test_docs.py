@@ -42,3 +42,10 @@ def test_links_between_documents_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_world_and_the_learner_of_the_guide_pass_their_checks():
+    guide = (ROOT / "docs/guide.md").read_text()
+    (code,) = re.findall(r"```python\n(from fedlab.lab import Answer.*?)```", guide, re.DOTALL)
+    assert len(code.splitlines()) <= 20 + 2  # with the checks
+    exec(code, {})

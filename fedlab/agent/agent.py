@@ -110,7 +110,7 @@ class EphemeralAgent:
         token: str | None = None,
         *,
         clock: Clock | None = None,
-        seed: int | str | None = None,
+        seed: int | str | random.Random | None = None,
         spool: str | os.PathLike[str] | None = None,
         any_lifetime: bool = False,
         pull_limit: int = 100,
@@ -125,7 +125,8 @@ class EphemeralAgent:
             token: For a URL; found by itself where hub and agent run as the same user of one machine.
             clock: Counts the lifetime and dates the episodes; without one the hub dates them, and the
                 lifetime is counted by the clock of an embedded hub, or of the machine.
-            seed: Makes `agent_id` and episode ids repeatable; give every agent a seed of its own.
+            seed: Makes `agent_id` and episode ids repeatable; give every agent a seed of its own. With a generator
+                in its place, the ids depend on nothing else.
             spool: A file that takes the episodes if the agent must die while the hub is away;
                 `push_spool(file, hub)` sends them later.
             any_lifetime: Allow any lifetime up to ten years.
@@ -141,10 +142,9 @@ class EphemeralAgent:
         check_lifetime(lifetime, any_lifetime)
         if agent_id is None:
             # No secret is made of the seed: it only has to give the same names again.
-            bits = secrets.randbits(64) if seed is None else random.Random(f"{seed}/{tenant_id}").getrandbits(64)  # noqa: S311
-            agent_id = f"agent-{bits:016x}"
+            agent_id = f"agent-{(_rng(seed, tenant_id) or secrets.SystemRandom()).getrandbits(64):016x}"
         name = check_name(agent_id, "agent_id")
-        rng = None if seed is None else random.Random(f"{seed}/{tenant_id}/{name}")  # noqa: S311
+        rng = _rng(seed, f"{tenant_id}/{name}")
 
         async def start() -> EphemeralAgent:
             connection, owned = open_connection(hub, token, tenant_id, name)
@@ -313,7 +313,7 @@ class EphemeralAgent:
             )
         if metadata:
             # The caller's dict may change before the sync, and an episode does not.
-            episode = msgspec.structs.replace(episode, metadata=copy.deepcopy(metadata))
+            msgspec.structs.force_setattr(episode, "metadata", copy.deepcopy(metadata))
         self._memory.store(episode, now)
         self._recall_used = True
         return episode
@@ -520,6 +520,12 @@ class EphemeralAgent:
         else:
             state = self._how or "expired"
         return f"{state}, {self.unsynced} unsynced" if self.unsynced else state
+
+
+def _rng(seed: int | str | random.Random | None, name: str) -> random.Random | None:
+    if seed is None or isinstance(seed, random.Random):
+        return seed
+    return random.Random(f"{seed}/{name}")  # noqa: S311
 
 
 def _time(moment: datetime | int, field: str) -> int:

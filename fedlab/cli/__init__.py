@@ -13,6 +13,7 @@ import typer
 from fedlab.cli import (
     backups,  # noqa: F401
     erasure,  # noqa: F401
+    lab,  # noqa: F401
     looking,  # noqa: F401
     retention,  # noqa: F401
     serving,  # noqa: F401 - each adds its commands to the app, in this order

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import threading
+from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
 import sqlalchemy as sa
 
 from fedlab.clock import SystemClock
@@ -45,6 +48,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedlab.hub")
 
+PARKED = 4
+"""Connections that wait for the next recall: to take one from SQLAlchemy's pool, and to give it back, takes a quarter
+of the time of a recall."""
+
 
 class HubCore:
     """The parts of a `Hub`; its arguments are explained there."""
@@ -66,6 +73,7 @@ class HubCore:
         self._listeners: list[Callable[[int], object]] = []
         self._changed_at: dict[str, int] = {}
         self._usage = usage.Usage()
+        self._parked: deque[sa.PoolProxiedConnection] = deque()
         self._closing = threading.Lock()
         self.closed = False
         with contextlib.ExitStack() as undo:
@@ -167,6 +175,7 @@ class HubCore:
         self._indexes.close()
         if not self._directory.in_memory:
             self._indexes.snapshot()
+        self._unpark()
         self._read_engine.dispose()
         self._write_engine.dispose()
         self._directory.close()
@@ -219,6 +228,35 @@ class HubCore:
         self._require_open()
         with schema.begin(self._read_engine) as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def _reading_quickly(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """As `_reading`, but the driver's `execute`."""
+        self._require_open()
+        try:
+            connection = self._parked.pop() if self._parked else self._read_engine.raw_connection()
+        except IndexError:  # another thread was quicker
+            connection = self._read_engine.raw_connection()
+        driver: sqlite3.Connection = connection.driver_connection  # type: ignore[assignment]
+        try:
+            driver.execute("BEGIN")
+            yield driver.execute
+        except (sqlite3.Error, UnicodeDecodeError, msgspec.DecodeError) as error:
+            raise schema.as_hub_error(error) from error
+        finally:
+            if driver.in_transaction:
+                driver.execute("COMMIT")
+            if len(self._parked) < PARKED and not self.closed:
+                self._parked.append(connection)
+            else:
+                connection.close()
+            if self.closed:
+                self._unpark()
+
+    def _unpark(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._parked.pop().close()
 
     def _require_open(self) -> None:
         if self.closed:

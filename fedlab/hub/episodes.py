@@ -120,8 +120,8 @@ class EpisodeMethods(HubCore):
         gone = 0
         while True:
             hits = index.search(vector, k + gone, policy, where, self.clock.now())
-            with self._reading() as connection:
-                found = reading.read_episodes(connection, [hit.id for hit in hits], with_vectors=vectors)
+            with self._reading_quickly() as run:
+                found = reading.read_episodes(run, [hit.id for hit in hits], with_vectors=vectors)
             live = [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits if hit.id in found]
             # What was forgotten between search and read leaves a gap: look further, by as much.
             if len(live) >= k or len(hits) < k + gone:

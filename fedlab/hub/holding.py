@@ -105,4 +105,4 @@ class HoldMethods(HubCore):
             tx.erased.check_open([tenant_id])
             return operation(tx, tenant_id, part.tolist(), reason=reason, actor=actor)
 
-        return in_batches(self._writer, chosen, work)
+        return in_batches(self._writer, chosen, lambda part: lambda tx: work(tx, part))

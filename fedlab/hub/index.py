@@ -11,12 +11,14 @@ crashes if one is cleared or loaded under a search.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedlab.hub.sketches import Sketches, unit
 from fedlab.recall import SIMILARITY, Filter, best
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ TAIL = 4_096
 FEW = 2_000
 """Up to here the rows that pass a filter are all compared, whatever the graph would say."""
 CHUNK = 5_000
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Hit(NamedTuple):
@@ -94,6 +97,7 @@ class TenantIndex:
         self._tasks: dict[str, int] = {}
         self._agents: dict[str, int] = {}
         self.dead = 0
+        self.sketches = Sketches()
         self._view = View(
             n=0,
             first=0,
@@ -165,6 +169,8 @@ class TenantIndex:
                 rows = np.arange(start, min(start + 1_000, end))
                 rows = rows[view.alive[rows]]
                 graph.add(view.ids[rows], view.tail[rows - view.first].astype(np.float16), threads=1)
+            rows = np.arange(view.first, end)[view.alive[view.first : end]]
+            self.sketches.add(view.ids[rows], view.tail[rows - view.first])
             with self._lock:
                 now = self._view
                 left = now.tail[end - now.first : now.n - now.first].copy()
@@ -183,16 +189,18 @@ class TenantIndex:
         view = self._view
         if view.n == 0:
             return []
-        vector = None if query is None else unit([query])[0]
+        vector = None if query is None else _unit_vector(query)
         if vector is not None and where.passes_all and policy.only_similarity and view.first:
             # No column is looked at whole: that would take ten times the time of the search.
             return _search_graph(view, vector, k, policy, None, view.n - self.dead)
-        mask = self._mask(view, where)
-        if vector is not None and mask is None and policy.only_similarity:
+        if vector is not None and where.passes_all and policy.only_similarity:
             similarity = view.tail[: view.n] @ vector
+            if self.dead:
+                similarity[~view.alive[: view.n]] = -np.inf
             top = best(similarity, view.created_at[: view.n], view.ids[: view.n], k)
             found = similarity[top].astype(np.float64)
             return _hits(view, top, found, policy.similarity * found)
+        mask = self._mask(view, where)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
             base[~mask] = -np.inf
@@ -228,6 +236,24 @@ class TenantIndex:
             dict(zip(self._tasks, np.bincount(view.tasks[rows]).tolist(), strict=False)),
             dict(zip(self._agents, np.bincount(view.agents[rows]).tolist(), strict=False)),
         )
+
+    def columns(self, names: Sequence[str], ids: Array | None = None) -> tuple[Array, ...]:
+        """The ids of rows and their columns, by the columns' names in the database; of all if `ids` is None.
+
+        Args:
+            names: Among reward, created_at, task and agent_id.
+            ids: Ascending; those that are not there are left out.
+        """
+        view = self._view
+        rows = _rows_of(view, view.ids[: view.n] if ids is None else ids)
+        rows = rows[view.alive[rows]]
+        made = {
+            "reward": lambda: view.rewards[rows],
+            "created_at": lambda: view.created_at[rows],
+            "task": lambda: np.array([*self._tasks], object)[view.tasks[rows]],
+            "agent_id": lambda: np.array([*self._agents], object)[view.agents[rows]],
+        }
+        return view.ids[rows], *(made[name]() for name in names)
 
     def holds(self, ids: Array, vectors: Array) -> Array:
         """Whether the index has these unit vectors under these ids (ascending), up to its precision."""
@@ -379,8 +405,7 @@ def _grown(array: Array, used: int, more: int) -> Array:
     return grown
 
 
-def unit(vectors: Sequence[Array] | Array) -> Array:
-    """Vectors at length 1, float32, shape (n, dimension)."""
-    matrix = np.asarray(vectors, np.float32)
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.asarray(matrix / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+def _unit_vector(vector: Array) -> Array:
+    """One vector at length 1, float32: in a third of the time of `unit`."""
+    wide = np.asarray(vector, np.float32)
+    return np.asarray(wide / max(math.sqrt(float(wide @ wide)), _TINY), np.float32)

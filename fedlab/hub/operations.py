@@ -166,10 +166,29 @@ def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str,
     return len(going)
 
 
-def remove(tx: Transaction, tenant_id: str, going: dict[str, int], *, reason: str, actor: str) -> None:
-    """Remove live episodes, given as id to number."""
+def remove(
+    tx: Transaction,
+    tenant_id: str,
+    going: dict[str, int],
+    *,
+    reason: str,
+    actor: str,
+    packed: dict[int, bytes] | None = None,
+) -> None:
+    """Remove live episodes, given as id to number.
+
+    Args:
+        tx: The transaction.
+        tenant_id: Whose episodes.
+        going: Which.
+        reason: For the log, like `actor`.
+        actor: Who asked.
+        packed: Their contents for the attic, if they were packed before.
+    """
     numbers = list(going.values())
-    kept = attic.pack(tx.connection, numbers) if tx.keep_forgotten else {}
+    kept: dict[int, bytes] = {}
+    if tx.keep_forgotten:
+        kept = attic.pack(tx.connection, numbers) if packed is None else packed
     tx.connection.execute(sa.delete(episodes).where(listed(episodes.c.id, numbers)))
     rows = []
     for uid, number in going.items():

@@ -45,7 +45,7 @@ class RetentionMethods(HubCore):
         now = self.clock.now()
         with self._reading() as connection:
             policy = policy or forgetting.read_policy(connection, tenant_id)
-            verdict = forgetting.judge(connection, tenant_id, policy, now)
+            verdict = forgetting.judge(connection, index, tenant_id, policy, now)
             return preview(connection, index, tenant_id, policy, verdict, now)
 
     def apply_retention(self, tenant_id: str | None = None) -> RetentionReport:
@@ -77,10 +77,12 @@ class RetentionMethods(HubCore):
 
     def _retain(self, tenant_id: str) -> int:
         self._write_usage()
+        index = self._indexes.get(tenant_id) if self._indexes.is_loaded(tenant_id) else None
         with self._reading() as connection:
             policy = forgetting.read_policy(connection, tenant_id)
-            verdict = forgetting.judge(connection, tenant_id, policy, self.clock.now())
-        return forgetting.carry_out(self._writer, tenant_id, verdict, policy)
+            verdict = forgetting.judge(connection, index, tenant_id, policy, self.clock.now())
+        keep = bool(self.keep_forgotten)
+        return forgetting.carry_out(self._writer, self._read_engine, tenant_id, verdict, policy, keep=keep)
 
 
 def _checked(policy: object) -> RetentionPolicy:

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub
 from fedlab.hub import attic
-from fedlab.hub.index import unit
 from fedlab.hub.log import MASK, REDACTED, chain_hash, episode_hash, erased_id, own_hash, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes, erasures, tenants, vectors
+from fedlab.hub.sketches import unit
 from fedlab.hub.values import VerifyReport
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -62,3 +64,19 @@ class Arm:
     sharing: Literal["all", "none"] | Islands = "all"
     feedback: Literal["bandit", "corrective"] = "bandit"
     capacity: int | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as it stands in names of files and tenants: no two arms have the same."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:40]
+        return plain if plain == self.name else f"{plain or 'arm'}-{zlib.crc32(self.name.encode()):08x}"
+
+    def tenants(self, agents: int) -> list[str]:
+        """Names of the tenants of a cell; place p of a generation lives in tenant p modulo their number.
+
+        Args:
+            agents: Of a generation.
+        """
+        if isinstance(self.sharing, Islands):
+            return [f"island-{number}" for number in range(self.sharing.tenants)]
+        return [f"place-{place}" for place in range(agents)] if self.sharing == "none" else ["all"]

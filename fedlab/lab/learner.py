@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import inspect
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -11,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedlab.episode import Memory
-    from fedlab.lab.world import Task
+    from fedlab.lab.world import Task, World
     from fedlab.recall import RecallPolicy
 
 
@@ -78,3 +84,87 @@ class Learner(Protocol):
             rng: One stream for each agent; the only source of chance.
         """
         ...
+
+
+def check_learner(learner: Learner, world: World) -> None:
+    """Let a learner of your own answer tasks of a world, first without and then with memories, and say what an
+    experiment would stumble over. A copy is used: the learner stays as it is.
+
+    Raises:
+        InvalidRequest: The first thing that is wrong, by name.
+    """
+    import numpy as np
+
+    from fedlab.embedders import Hashing
+
+    name = type(learner).__name__
+    if not callable(getattr(learner, "act", None)):
+        raise InvalidRequest(f"the learner {name} has no method act")
+    learner = copy.copy(learner)
+    seeded = getattr(world, "seeded", None)
+    world = world if seeded is None else seeded(np.random.default_rng(0))
+    if hasattr(learner, "prepare"):
+        learner.prepare(world, Hashing(64).embed)
+    memories: list[Memory] = []
+    for task in world.tasks(np.random.default_rng(0), 3, 0):
+        memories += _check_task(learner, world, task, memories)
+
+
+def _check_task(learner: Learner, world: World, task: Task, memories: Sequence[Memory]) -> list[Memory]:
+    """Go through one task; what came of it, as memories for the next."""
+    import numpy as np
+
+    from fedlab.episode import Episode, Memory
+    from fedlab.lab.world import attempt
+
+    name = type(learner).__name__
+    walk = attempt(world, task, np.random.default_rng(0))
+    try:
+        asked = next(walk)
+        while True:
+            question = asked._replace(answer=None)
+            queries = list(learner.queries(question)) if hasattr(learner, "queries") else [Query()]
+            if not all(isinstance(query, Query) for query in queries):
+                raise InvalidRequest(f"{name}.queries gave {queries!r:.80}, and not a sequence of Query")
+            recalled = memories[: sum(query.k for query in queries)]
+            answers = [_act(learner, question, recalled, np.random.default_rng(0)) for _ in range(2)]
+            if answers[0] != answers[1]:
+                raise InvalidRequest(f"{name}.act gave {answers[0]!r:.80} and {answers[1]!r:.80} for one state of rng")
+            used = answers[0].used or ()
+            if unknown := set(used) - {memory.id for memory in recalled}:
+                raise InvalidRequest(f"{name}.act used {sorted(unknown)[0]!r:.40}, which was not recalled")
+            asked = walk.send(answers[0].output)
+    except StopIteration as end:
+        outcomes = end.value if isinstance(end.value, list) else [end.value]
+    return [
+        Memory(
+            Episode(
+                tenant_id="check",
+                agent_id="check",
+                task=task.task,
+                input=each.input or task.input,
+                output=each.output,
+                reward=float(each.reward),
+                metadata={**each.metadata, "answer": each.answer} if each.answer else each.metadata,
+            ),
+            similarity=1.0,
+            score=1.0,
+        )
+        for each in outcomes[-100:]
+    ]
+
+
+def _act(learner: Learner, task: Task, memories: Sequence[Memory], rng: np.random.Generator) -> Answer:
+    given = learner.act(task, memories, rng)
+    if inspect.isawaitable(given):
+        with ThreadPoolExecutor(1) as thread:  # of its own: in a notebook an event loop is running in this one
+            given = thread.submit(asyncio.run, _wait(given)).result()
+    if isinstance(given, str):
+        return Answer(given)
+    if not isinstance(given, Answer) or not isinstance(given.output, str):
+        raise InvalidRequest(f"{type(learner).__name__}.act gave {given!r:.80}: a text, or an Answer with one, is due")
+    return given
+
+
+async def _wait(given: Awaitable[str | Answer]) -> str | Answer:
+    return await given

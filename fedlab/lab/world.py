@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from fedlab.episode import to_vector
+from fedlab.errors import InvalidRequest
+
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -105,3 +111,83 @@ def attempt(world: World, task: Task, rng: np.random.Generator) -> Generator[Tas
         return outcome
     output = yield task
     return Outcome(output, world.reward(task, output), answer=task.answer)
+
+
+def check_world(world: World) -> None:
+    """Go through some tasks of a world of your own, and say what an experiment would stumble over.
+
+    Raises:
+        InvalidRequest: The first thing that is wrong, by name.
+    """
+    import numpy as np
+
+    def draw() -> tuple[World, list[Task]]:
+        seeded = getattr(world, "seeded", None)
+        own: World = world if seeded is None else seeded(np.random.default_rng(1))
+        return own, [
+            task for generation in (0, 1) for task in own.tasks(np.random.default_rng(generation), 3, generation)
+        ]
+
+    for verb in ("tasks", "reward"):
+        _must(callable(getattr(world, verb, None)), world, f"has no method {verb}")
+    own, tasks = draw()
+    _must(len(tasks) == 6, world, f"gave {len(tasks)} tasks in two generations of 3")
+    _must(all(isinstance(task, Task) for task in tasks), world, f"gives tasks that are no Task: {tasks[:1]!r:.80}")
+    again = [task[:3] for task in draw()[1]]
+    _must([task[:3] for task in tasks] == again, world, "gives other tasks for the same generator")
+    options: Mapping[str, str] = getattr(own, "options", None) or {}
+    pairs = [text for pair in dict(options).items() for text in pair]
+    _must(all(isinstance(text, str) for text in pairs), world, "has options that are no text")
+    founders = list(own.founders(np.random.default_rng(0))) if hasattr(own, "founders") else []
+    for founder in founders:
+        _must(isinstance(founder, Outcome) and founder.input is not None, world, "has founders without an input")
+        _check_outcome(own, founder)
+    for task in tasks:
+        _must(not options or task.answer is None or task.answer in options, world, f"has no option {task.answer!r}")
+        answers = list(options) or [task.answer or "0", *(founder.output for founder in founders)]
+        _check_walk(own, task, answers)
+
+
+def _check_walk(world: World, task: Task, answers: Sequence[str]) -> None:
+    """Answer at random until the task is over."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    walk = attempt(world, task, rng)
+    try:
+        asked = next(walk)
+        while True:
+            _must(asked.task.strip() != "", world, f"asks a task without a name, on {asked.input!r:.40}")
+            _check_vector(world, asked.vector)
+            asked = walk.send(answers[int(rng.integers(len(answers)))])
+    except StopIteration as end:
+        outcomes = end.value if isinstance(end.value, list) else [end.value]
+    for outcome in outcomes:
+        _check_outcome(world, outcome)
+
+
+def _check_outcome(world: World, outcome: Outcome) -> None:
+    _must(isinstance(outcome, Outcome), world, f"returned {outcome!r:.80}, which is no Outcome")
+    for reward in (outcome.reward, outcome.reward if outcome.true_reward is None else outcome.true_reward):
+        is_number = isinstance(reward, Real) and math.isfinite(reward)
+        _must(is_number, world, f"gave {outcome.output!r:.40} the reward {reward!r:.40}, which is no finite number")
+    try:
+        json.dumps(outcome.metadata)
+    except (TypeError, ValueError) as error:
+        _must(False, world, f"has metadata that are no JSON: {error}")
+    if outcome.input is not None:
+        _check_vector(world, outcome.vector)
+
+
+def _check_vector(world: World, vector: npt.NDArray[Any] | None) -> None:
+    dimension = getattr(world, "dimension", None)
+    if dimension is None:
+        _must(vector is None, world, "brings vectors and has no dimension")
+    else:
+        _must(vector is not None, world, f"has dimension {dimension} and brings no vector")
+        to_vector(vector, dimension)  # type: ignore[arg-type]
+
+
+def _must(holds: bool, world: object, wrong: str) -> None:
+    if not holds:
+        raise InvalidRequest(f"the world {type(world).__name__} {wrong}")

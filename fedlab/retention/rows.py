@@ -16,16 +16,20 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from fedlab.hub.schema import changes, episode_sources, episodes, listed, vectors
+from fedlab.hub.sketches import Sketches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fedlab.hub.index import TenantIndex
     from fedlab.recall import Filter
 
 Ids = npt.NDArray[np.int64]
 """Numbers of episodes (`episodes.c.id`), ascending."""
 
 DAY = 86_400_000
+IN_RAM = {"reward", "created_at", "task", "agent_id"}
+"""Columns of `episodes` that an index has."""
 _DTYPES = {sa.Text: "O", sa.Double: "f8"}
 
 
@@ -38,12 +42,14 @@ class Rows:
         tenant_id: Whose episodes.
         now: Ms UTC.
         where: Which part of them; all if empty.
+        index: The tenant's, if it is at hand: it has some columns in RAM.
     """
 
     connection: sa.Connection
     tenant_id: str
     now: int
     where: tuple[sa.ColumnElement[bool], ...] = ()
+    index: TenantIndex | None = None
 
     def part(self, where: Filter) -> Rows:
         """Those of these rows that pass a filter."""
@@ -62,6 +68,9 @@ class Rows:
 
     def columns(self, *columns: sa.ColumnElement[Any]) -> tuple[npt.NDArray[Any], ...]:
         """The ids of these rows and the columns, each of shape (n,), in the order of the ids."""
+        own = [column.name for column in columns if getattr(column, "table", None) is episodes]
+        if self.index is not None and len(own) == len(columns) and set(own) <= IN_RAM:
+            return self.index.columns(own, self.ids() if self.where else None)
         read = self._read(sa.select(episodes.c.id, *columns).where(*self._own))
         order = np.argsort(read["id"], kind="stable")  # which is quick, for they come nearly in order
         return tuple(read[name][order] for name in read.dtype.names or ())
@@ -102,6 +111,12 @@ class Rows:
         packed = b"".join(self.connection.scalars(query.order_by(vectors.c.episode_id)))
         held = np.frombuffer(packed, dtype="<f2").reshape(len(ids), -1)
         return held[np.argsort(np.argsort(ids))]
+
+    def sketches(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Short unit vectors of episodes, in their order, no less similar to each other than the vectors are."""
+        sketches = Sketches() if self.index is None else self.index.sketches
+        order = np.argsort(ids)
+        return sketches.of(ids[order], self.vectors)[np.argsort(order)]
 
     @cached_property
     def vector_bytes(self) -> int:

@@ -518,7 +518,7 @@ def test_a_random_choice_is_the_same_each_time_and_moves_only_as_new_ones_come(h
 
 
 def test_near_duplicates_are_found_across_blocks(hub, episode, vector, monkeypatch):
-    monkeypatch.setattr("fedlab.retention.policies.BLOCK", 8)
+    monkeypatch.setattr("fedlab.retention.near.LEAF", 8)
     rng = np.random.default_rng(0)
     made = [
         episode(n, vector=vector(n % 20) + 0.01 * rng.normal(size=384), reward=(n * 7 % 60) / 60, task="t")

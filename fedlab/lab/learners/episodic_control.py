@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from fedlab.errors import InvalidRequest
 from fedlab.lab.learner import Answer, Query
 from fedlab.lab.learners.choosing import best
-from fedlab.recall import Reward, Similarity
+from fedlab.recall import Random, Reward, Similarity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,19 +28,19 @@ class EpisodicControl:
     al. (2016), Model-free episodic control, arXiv:1606.04460.
 
     Args:
-        k: How many memories are looked at. With the maximum they are the best of the nearest, with the mean the
-            newest of the nearest.
+        k: How many memories are looked at. Among the equally near they are the best with the maximum, and a
+            random choice with the mean.
         use: The value of an action is the "max" of its returns, or their "mean". Where chance has a part in the
             outcome, the maximum takes luck for skill.
-        unknown: What is expected of an action that was never tried here. With 0, where all returns are negative, every
-            action is tried once.
-        explore: Probability of an action at random, as long as no remembered return is better than `unknown`.
+        unknown: The return that is expected of an action that was never tried here. If None, the mean of what others
+            brought. With 0, where all returns are negative, every action is tried once.
+        explore: Probability of an action at random, as long as no action is known to be better than an unknown one.
         radius: Least similarity of a state that counts as the same (cosine).
     """
 
     k: int = 16
     use: Literal["max", "mean"] = "max"
-    unknown: float = 0.0
+    unknown: float | None = None
     explore: float = 0.1
     radius: float = 0.99
     _actions: Mapping[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -61,9 +61,9 @@ class EpisodicControl:
         self._actions = actions
 
     def queries(self, task: Task) -> list[Query]:
-        """The nearest, and among equals the best if their maximum is wanted."""
+        """The nearest, and among equals the best, or any."""
         # So small a weight that it only orders what is equally near, for returns up to some thousand.
-        return [Query(self.k, Similarity() + 1e-7 * Reward() if self.use == "max" else None)]
+        return [Query(self.k, Similarity() + (1e-7 * Reward() if self.use == "max" else 1e-4 * Random()))]
 
     def act(self, task: Task, memories: Sequence[Memory], rng: np.random.Generator) -> Answer:
         """The action of the highest value, or one to explore."""
@@ -72,11 +72,14 @@ class EpisodicControl:
         for memory in near:
             tried.setdefault(memory.output, []).append(memory)
         values = {action: self._value([memory.reward for memory in those]) for action, those in tried.items()}
-        if max(values.values(), default=self.unknown) <= self.unknown and rng.random() < self.explore:
+        unknown = self.unknown
+        if unknown is None:
+            unknown = sum(memory.reward for memory in near) / len(near) if near else 0.0
+        if max(values.values(), default=unknown) <= unknown and rng.random() < self.explore:
             actions = list(self._actions)
             return Answer(actions[int(rng.integers(len(actions)))], ())
         if len(near) < self.k:  # otherwise there may be more memories than these
-            values |= {action: self.unknown for action in self._actions if action not in tried}
+            values |= {action: unknown for action in self._actions if action not in tried}
         action = best(values, rng)
         return Answer(action, [memory.id for memory in tried.get(action, ())])
 

@@ -84,9 +84,9 @@ class Gymnasium:
         self._states = None if isinstance(states, spaces.Box) else int(states.n)
         if self._states is None:
             low, high = states.low.ravel().astype(float), states.high.ravel().astype(float)
-            bounded = (high - low) < 1e6  # infinite, or as good as
-            self._center = np.where(bounded, (high + low) / 2, 0.0)
-            self._scale = np.where(bounded, (high - low) / 2, 1.0)
+            bounded = np.abs([low, high]).max(axis=0) < 1e6  # otherwise infinite, or as good as
+            low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+            self._center, self._scale = (high + low) / 2, (high - low) / 2
             self.dimension = len(low) + 1
         else:
             self._start = int(states.start)

@@ -1,0 +1,145 @@
+"""`Experiment`: arms that meet the same tasks, seed by seed, and its runs. A run's directory is in `running.py`, what
+happens inside one cell (one arm under one seed) in `cell.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from fedlab import _html
+from fedlab.agent.spawning import check_lifetime
+from fedlab.errors import InvalidRequest
+from fedlab.lab.arm import Arm, Islands
+from fedlab.recall import check_count
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    from fedlab.embedding import Embedder
+    from fedlab.lab.results import Results
+    from fedlab.lab.world import World
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms that meet the same tasks in the same order, under each of some seeds.
+
+    Args:
+        world: Where the tasks come from.
+        arms: What is compared.
+        generations: How many follow each other.
+        agents_per_generation: How many live at once.
+        tasks_per_agent: In its life.
+        generation_interval: From one generation to the next; retention is applied at its end. No time passes within a
+            generation.
+        seeds: The replications, each a number from 0.
+        lifetime: Of an agent, in seconds.
+        embedder: Makes vectors of texts; not used where the world brings vectors, or where nobody asks for similarity.
+        counterfactual: Whether a task that failed for a forgotten memory is tried again with all memories.
+
+    Raises:
+        InvalidRequest: If one of these is not what it should be.
+    """
+
+    world: World
+    arms: Sequence[Arm]
+    generations: int = 20
+    agents_per_generation: int = 10
+    tasks_per_agent: int = 10
+    generation_interval: timedelta = timedelta(days=10)
+    seeds: Sequence[int] = range(10)
+    lifetime: float = 300
+    embedder: Embedder | str = "minilm"
+    counterfactual: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arms", tuple(self.arms))
+        for name in ("generations", "agents_per_generation", "tasks_per_agent"):
+            check_count(getattr(self, name), name, least=1)
+        if not isinstance(self.generation_interval, timedelta) or self.generation_interval <= timedelta(0):
+            raise _wrong("generation_interval", "a timedelta above zero", self.generation_interval)
+        if not isinstance(self.seeds, Iterable) or isinstance(self.seeds, str):
+            raise _wrong("seeds", "numbers from 0, such as range(10)", self.seeds)
+        object.__setattr__(self, "seeds", tuple(check_count(seed, "seeds") for seed in self.seeds))
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise _wrong("seeds", "different numbers, at least one", self.seeds)
+        check_lifetime(self.lifetime, any_lifetime=False)
+        _check_world(self.world)
+        _check_arms(self.arms, self.agents_per_generation)
+
+    async def run(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        workers: int | Executor = 1,
+        hub: str | None = None,
+        keep_hubs: bool = False,
+        progress: bool = True,
+    ) -> Results:
+        """Run what is not finished in a directory, and read the results.
+
+        Args:
+            directory: Made if it is not there. One in which this experiment was begun is continued.
+            workers: How many processes; 1 stays in this one. Or any executor with `submit`, such as those of
+                `concurrent.futures` or `dask.distributed.Client.get_executor()`.
+            hub: URL of a live hub, of which the cells become tenants that stay there; else each cell has a hub of its
+                own. A live hub ranks and forgets by its own clock: a recall by recency means nothing there.
+            keep_hubs: Whether the cells' own hubs stay, in `hub/`.
+            progress: Whether to show a bar.
+
+        Raises:
+            InvalidRequest: If the directory holds another experiment; the message says what differs.
+            ExperimentFailed: If cells failed; the others are finished, and what failed is tried again next time.
+        """
+        from fedlab.lab.running import Run
+
+        return await Run(self, directory, hub=hub, keep_hubs=keep_hubs).go(workers, progress=progress)
+
+    def run_sync(self, directory: str | os.PathLike[str], **options: Any) -> Results:
+        """As `run`, where no event loop is running: in a script, or on the shell."""
+        return asyncio.run(self.run(directory, **options))
+
+    def _repr_html_(self) -> str:
+        title = (
+            f"Experiment in {type(self.world).__name__}: {len(self.arms)} arms under {len(self.seeds)} seeds,"
+            f" {self.generations} generations of {self.agents_per_generation} agents with {self.tasks_per_agent} tasks"
+        )
+        rows = [
+            (arm.name, type(arm.learner).__name__, arm.retention, arm.write, arm.sharing, arm.feedback, arm.capacity)
+            for arm in self.arms
+        ]
+        return _html.table(
+            title, rows, head=("arm", "learner", "retention", "write", "sharing", "feedback", "capacity")
+        )
+
+
+def _check_world(world: object) -> None:
+    for verb in ("tasks", "reward"):
+        if not callable(getattr(world, verb, None)):
+            raise _wrong("world", f"an object with tasks and reward (this one has no {verb})", world)
+
+
+def _check_arms(arms: Sequence[object], agents: int) -> None:
+    names: set[str] = set()
+    for arm in arms:
+        if not isinstance(arm, Arm):
+            raise _wrong("arms", "Arms", arm)
+        if not callable(getattr(arm.learner, "act", None)):
+            raise _wrong("learner", f"an object with act (that of arm {arm.name!r} has none)", arm.learner)
+        if arm.name in names:
+            raise _wrong("arms", "of different names", arm.name)
+        names.add(arm.name)
+        if isinstance(arm.sharing, Islands) and not 1 <= arm.sharing.tenants <= agents:
+            raise _wrong("sharing", f"1 to {agents} tenants, as many as there are agents", arm.sharing.tenants)
+    if not names:
+        raise _wrong("arms", "at least one Arm", arms)
+
+
+def _wrong(field: str, wanted: str, value: object) -> InvalidRequest:
+    return InvalidRequest(f"{field} must be {wanted}, not {type(value).__name__} {value!r:.80}", field=field)

@@ -1,0 +1,88 @@
+"""What became of every outcome of a cell: where a task fails although somebody had learned what would have helped, the
+ledger tells where memory failed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from fedlab.episode import metadata_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from fedlab.episode import Episode
+    from fedlab.lab.store import Forgotten
+    from fedlab.lab.world import Outcome, Task
+
+    Helpful = Callable[[Task, Outcome], bool]
+
+Stage = Literal["never stored", "forgotten", "not recalled", "not used"]
+
+
+class Entry(NamedTuple):
+    """One episode of one tenant.
+
+    Args:
+        outcome: As its learner was told of it: with the right answer under corrective feedback only.
+        origin: The id under which it was stored first, before it migrated.
+        bytes: Texts, metadata and vector.
+    """
+
+    outcome: Outcome
+    origin: str
+    bytes: int
+
+
+class Ledger:
+    """Live and forgotten episodes by tenant."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, dict[str, Entry]] = {}
+        self.forgotten: dict[str, dict[str, Entry]] = {}
+
+    @property
+    def size(self) -> int:
+        """Live episodes."""
+        return sum(len(each) for each in self.live.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of the contents of live episodes."""
+        return sum(entry.bytes for each in self.live.values() for entry in each.values())
+
+    def store(self, episode: Episode, outcome: Outcome, origin: str | None = None) -> None:
+        """An episode is in memory."""
+        texts = (episode.task, episode.input, episode.output, metadata_json(episode.metadata))
+        size = sum(len(each.encode()) for each in texts) + (0 if episode.vector is None else episode.vector.nbytes)
+        # The world judges it by what it was an answer to, which an outcome says only where it is not the task's input.
+        entry = Entry(outcome._replace(input=episode.input), origin or episode.id, size)
+        self.live.setdefault(episode.tenant_id, {})[episode.id] = entry
+
+    def forget(self, gone: Iterable[Forgotten]) -> None:
+        """Episodes are forgotten."""
+        for each in gone:
+            entry = self.live[each.tenant_id].pop(each.episode_id)
+            self.forgotten.setdefault(each.tenant_id, {})[each.episode_id] = entry
+
+    def origins(self, tenant_id: str, ids: Iterable[str]) -> list[str]:
+        """The ids under which live episodes were stored first."""
+        live = self.live.get(tenant_id, {})
+        return [live[each].origin if each in live else each for each in ids]
+
+    def stage(self, helpful: Helpful, task: Task, tenant_id: str, recalled: Sequence[str]) -> Stage:
+        """Where memory failed a task.
+
+        Args:
+            helpful: Of the world.
+            task: What failed.
+            tenant_id: Whose memory was asked.
+            recalled: Ids of what was recalled.
+        """
+        live = self.live.get(tenant_id, {})
+        if any(helpful(task, live[each].outcome) for each in recalled if each in live):
+            return "not used"
+        if any(helpful(task, entry.outcome) for entry in live.values()):
+            return "not recalled"
+        gone = self.forgotten.get(tenant_id, {})
+        return "forgotten" if any(helpful(task, entry.outcome) for entry in gone.values()) else "never stored"

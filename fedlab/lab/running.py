@@ -1,0 +1,310 @@
+"""A run and its directory: which cells are finished, who works on the others, and how results get to the disk.
+
+`manifest.json` says what is run. A cell is finished when `cells/NAME` is there, which appears whole or not at all.
+`costs/` and `timings.json` differ from run to run. `failed/` tells of cells that failed, `hub/` has the hubs that stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import filelock
+import msgspec
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from fedlab.errors import ExperimentFailed, FedlabError, InvalidRequest
+from fedlab.lab.cell import Cell, embedder_of, seeded, tasks_of
+from fedlab.lab.manifest import differences, manifest
+from fedlab.lab.results import Results
+from fedlab.lab.vectors import Vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor, Future
+
+    from fedlab.lab.arm import Arm
+    from fedlab.lab.experiment import Experiment
+
+
+class Failure(NamedTuple):
+    """Why a cell has no results: a sentence, and the trace of where it happened."""
+
+    message: str
+    trace: str
+
+
+Outcome: TypeAlias = dict[str, bytes] | Failure
+
+
+class Run:
+    """An experiment in a directory.
+
+    Args:
+        experiment: What is run.
+        directory: Where.
+        hub: URL of a live hub.
+        keep_hubs: Whether the cells' own hubs stay.
+    """
+
+    def __init__(
+        self, experiment: Experiment, directory: str | os.PathLike[str], *, hub: str | None, keep_hubs: bool
+    ) -> None:
+        self.experiment = experiment
+        self.directory = Path(directory).absolute()
+        self._hub = hub
+        self._keep_hubs = keep_hubs
+
+    async def go(self, workers: int | Executor, *, progress: bool) -> Results:
+        """Run what is not finished, and read the results.
+
+        Raises:
+            InvalidRequest: If the directory holds another experiment, or another process is at it.
+            ExperimentFailed: If cells failed.
+        """
+        with self._locked():
+            self._check_manifest()
+            todo = [each for each in self._cells if not (self.directory / "cells" / self._name(*each)).exists()]
+            began = time.time()
+            done = len(self._cells) - len(todo)
+            rounds = self.experiment.generations
+            with tqdm(
+                total=len(self._cells) * rounds, initial=done * rounds, unit="generation", disable=not progress or None
+            ) as bar:
+                if isinstance(workers, int) and workers == 1:
+                    failures = await self._here(todo, bar)
+                else:
+                    failures = await self._elsewhere(todo, bar, workers)
+            self._note_time(began, len(todo) - len(failures))
+        if failures:
+            raise ExperimentFailed(
+                f"{len(failures)} of {len(self._cells)} cells failed, the others are finished in {self.directory}."
+                f" Run it again to try them again. {failures[0]}" + (" …" if len(failures) > 1 else ""),
+                cells=failures,
+            )
+        return Results.open(self.directory)
+
+    @property
+    def _cells(self) -> list[tuple[Arm, int]]:
+        return [(arm, seed) for seed in self.experiment.seeds for arm in self.experiment.arms]
+
+    def _name(self, arm: Arm, seed: int) -> str:
+        return f"{arm.slug}.{seed}"
+
+    async def _here(self, todo: Sequence[tuple[Arm, int]], bar: Any) -> list[str]:
+        """One cell after the other, in this process."""
+        failures = []
+        for arm, seed in todo:
+            outcome = await attempt_cell(
+                self.experiment, arm, seed, hub=self._hub, keep=self._kept(arm, seed), progress=bar.update
+            )
+            if failure := self._finish(arm, seed, outcome):
+                failures.append(failure)
+        return failures
+
+    async def _elsewhere(self, todo: Sequence[tuple[Arm, int]], bar: Any, workers: int | Executor) -> list[str]:
+        """All cells to an executor, each as bytes: also what was defined in a notebook travels so."""
+        if todo:
+            await self._warm()
+        failures: dict[asyncio.Future[Outcome], str] = {}
+        with _executor(workers) as executor:
+            futures: dict[asyncio.Future[Outcome], tuple[Arm, int]] = {}
+            for arm, seed in todo:
+                work = _packed((self.experiment, arm, seed, self._hub, self._kept(arm, seed)))
+                future: Future[Outcome] = executor.submit(run_cell, work)
+                futures[asyncio.wrap_future(future)] = arm, seed
+            try:
+                waiting = set(futures)
+                while waiting:
+                    finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for each in finished:
+                        if failure := self._finish(*futures[each], _result(each)):
+                            failures[each] = failure
+                        bar.update(self.experiment.generations)
+            finally:
+                for each in futures:
+                    each.cancel()
+        return [failures[each] for each in futures if each in failures]
+
+    async def _warm(self) -> None:
+        """Embed all texts once, here, so that no worker needs the model."""
+        for seed in self.experiment.seeds:
+            world = seeded(self.experiment.world, seed)
+            every = [tasks_of(self.experiment, world, seed, each) for each in range(self.experiment.generations)]
+            for arm in self.experiment.arms:
+                embedder, similar = embedder_of(self.experiment, arm, world, every[0], live=self._hub is not None)
+                if similar and getattr(world, "dimension", None) is None:
+                    with Vectors(embedder) as vectors:
+                        await vectors.learn_tasks(task for tasks in every for task in tasks)
+                        if (prepare := getattr(arm.learner, "prepare", None)) is not None:
+                            prepare(world, vectors.embed)
+
+    def _kept(self, arm: Arm, seed: int) -> Path | None:
+        """Where a cell's hub stays; what an interrupted attempt left is gone first."""
+        return self.directory / "hub" / self._name(arm, seed) if self._keep_hubs and not self._hub else None
+
+    def _finish(self, arm: Arm, seed: int, outcome: Outcome) -> str | None:
+        """Write what came of a cell; a sentence if it failed."""
+        name = self._name(arm, seed)
+        failed = self.directory / "failed" / f"{name}.txt"
+        if not isinstance(outcome, Failure):
+            try:
+                self._write_cell(name, outcome)
+            except OSError as error:
+                message = f"arm {arm.name!r}, seed {seed}: its results could not be written: {error}"
+                outcome = Failure(message, traceback.format_exc())
+            else:
+                failed.unlink(missing_ok=True)
+                return None
+        with contextlib.suppress(OSError):  # a full disk
+            failed.parent.mkdir(exist_ok=True)
+            failed.write_text(f"{outcome.message}\n\n{outcome.trace}")
+        return outcome.message
+
+    def _write_cell(self, name: str, files: dict[str, bytes]) -> None:
+        new = self.directory / "new" / name
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir(parents=True)
+            (self.directory / "costs").mkdir(exist_ok=True)
+            _write(self.directory / "costs" / f"{name}.parquet", files["costs"])
+            for each, content in files.items():
+                if each != "costs":
+                    _write(new / f"{each}.parquet", content)
+            (self.directory / "cells").mkdir(exist_ok=True)
+            new.rename(self.directory / "cells" / name)
+            _sync(self.directory / "cells")
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                new.parent.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InvalidRequest(f"{self.directory} is a file; a run lives in a directory") from None
+        try:
+            with filelock.FileLock(self.directory / "run.lock", blocking=False, thread_local=False):
+                yield
+        except filelock.Timeout:
+            raise InvalidRequest(f"another process is running the experiment in {self.directory}") from None
+
+    def _check_manifest(self) -> None:
+        file = self.directory / "manifest.json"
+        new = manifest(self.experiment, self._hub)
+        if not file.exists():
+            others = [each.name for each in self.directory.iterdir() if each.name != "run.lock"]
+            if others:
+                raise InvalidRequest(f"{self.directory} holds no run, but {others[0]!r}: choose an empty directory")
+            _write(file, msgspec.json.format(msgspec.json.encode(new), indent=1))
+            return
+        old = msgspec.json.decode(file.read_bytes())
+        compared = [{name: each.get(name) for name in ("experiment", "hub", "data_hash")} for each in (old, new)]
+        # As JSON has it: a tuple is a list there.
+        if found := differences(compared[0], msgspec.json.decode(msgspec.json.encode(compared[1]))):
+            raise InvalidRequest(
+                f"{self.directory} holds another experiment: {'; '.join(found[:5])}"
+                f"{'' if len(found) <= 5 else f' and {len(found) - 5} more'}. Run this one in another directory",
+                differences=found,
+            )
+
+    def _note_time(self, began: float, cells: int) -> None:
+        file = self.directory / "timings.json"
+        held = msgspec.json.decode(file.read_bytes()) if file.exists() else []
+        held.append({"began": round(began, 3), "seconds": round(time.time() - began, 3), "cells": cells})
+        with contextlib.suppress(OSError):  # a full disk
+            _write(file, msgspec.json.encode(held))
+
+
+async def attempt_cell(
+    experiment: Experiment,
+    arm: Arm,
+    seed: int,
+    *,
+    hub: str | None = None,
+    keep: Path | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """One cell's files, or why there are none; see `Cell.run`."""
+    cell = Cell(experiment, arm, seed)
+    try:
+        if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
+        # A search of 2,000 vectors is too short for two threads: where others want the cores, it takes 6 ms, not 0.1.
+        with threadpool_limits(1, user_api="blas"):
+            return await cell.run(hub=hub, keep=keep, progress=progress)
+    except Exception as error:  # a world or a learner of one's own may raise anything
+        what = error.message if isinstance(error, FedlabError) else f"{type(error).__name__}: {error}"
+        message = f"arm {arm.name!r}, seed {seed}, generation {cell.generation}: {what}"
+        return Failure(message, traceback.format_exc())
+
+
+def run_cell(work: bytes) -> Outcome:
+    """One cell, in whatever process or thread an executor has for it."""
+    import cloudpickle
+
+    experiment, arm, seed, hub, keep = cloudpickle.loads(work)
+    return asyncio.run(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
+
+
+def _packed(work: object) -> bytes:
+    import cloudpickle
+
+    packed: bytes = cloudpickle.dumps(work)
+    return packed
+
+
+def _result(future: asyncio.Future[Outcome]) -> Outcome:
+    """What came of a cell; where its process died, that."""
+    error = future.exception()
+    return future.result() if error is None else Failure(f"a worker failed: {type(error).__name__}: {error}", "")
+
+
+@contextlib.contextmanager
+def _executor(workers: int | Executor) -> Iterator[Executor]:
+    """The executor that was given, which stays open; or processes of our own, which end with the run."""
+    if not isinstance(workers, int):
+        if not callable(getattr(workers, "submit", None)):
+            raise InvalidRequest(f"workers is a number or an executor, not {workers!r:.80}", field="workers")
+        yield workers
+        return
+    if workers < 1:
+        raise InvalidRequest(f"workers is a number from 1 or an executor, not {workers!r:.40}", field="workers")
+    from loky import ProcessPoolExecutor
+
+    executor = ProcessPoolExecutor(workers)
+    try:
+        yield executor
+    finally:
+        # Nobody waits for what is under way: after a run nothing is, and after Ctrl-C it is not wanted.
+        executor.shutdown(wait=True, kill_workers=True)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Replace a file: whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    try:
+        with new.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

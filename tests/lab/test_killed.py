@@ -1,0 +1,95 @@
+"""A run that is killed or cannot write goes on where it was, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.lab.small import experiment, files
+
+ROOT = Path(__file__).parents[2]
+RUN = "from tests.lab.small import experiment; experiment(generations=6, seeds=range(4)).run_sync({!r}, progress=False)"
+
+
+def started(directory: Path, code: str = RUN) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code.format(str(directory))], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def finished(directory: Path) -> int:
+    return len(list(directory.glob("cells/*")))
+
+
+def test_killed_three_times_at_a_random_moment_it_ends_with_the_same_bytes(tmp_path):
+    experiment(generations=6, seeds=range(4)).run_sync(tmp_path / "whole", progress=False)
+    moments = random.Random(1)
+    for number in (1, 3, 5):
+        process = started(tmp_path / "run")
+        while finished(tmp_path / "run") < number:
+            assert process.poll() is None, process.stderr.read()
+        # Somewhere inside the next cell, which takes about a tenth of a second.
+        moment = time.monotonic() + moments.uniform(0, 0.1)
+        while time.monotonic() < moment:
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert number <= finished(tmp_path / "run") < 8
+    experiment(generations=6, seeds=range(4)).run_sync(tmp_path / "run", progress=False)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert sorted(each.name for each in (tmp_path / "run").iterdir()) == sorted(
+        each.name for each in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_ctrl_c_ends_a_run_that_can_go_on(tmp_path):
+    process = started(tmp_path / "run", RUN.replace("progress", "workers=2, progress"))
+    while not finished(tmp_path / "run"):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in said
+    assert finished(tmp_path / "run") < 8
+    experiment(generations=6, seeds=range(4)).run_sync(tmp_path / "run", progress=False)
+    assert finished(tmp_path / "run") == 8
+
+
+FULL = """
+import resource, signal, sys
+from concurrent.futures import Executor, ThreadPoolExecutor
+from tests.lab.small import experiment
+
+class FullAfterwards(Executor):
+    # The cell is lived through; only then may no file be larger than 3,000 bytes.
+    def submit(self, *work):
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(*work)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, resource.RLIM_INFINITY))
+        return future
+
+experiment(generations=6, seeds=range(4)).run_sync({!r}, workers=FullAfterwards(), progress=False)
+"""
+
+
+def test_a_full_disk_is_named_and_what_was_finished_is_kept(tmp_path):
+    tried = experiment(generations=6, seeds=range(4))
+    tried.run_sync(tmp_path / "run", progress=False)
+    whole = files(tmp_path / "run")
+    lost = tmp_path / "run/cells/copier.2"
+    for each in lost.iterdir():
+        each.unlink()
+    lost.rmdir()
+    process = started(tmp_path / "run", FULL)
+    said = process.communicate()[1].decode()
+    assert "ExperimentFailed: 1 of 8 cells failed" in said
+    assert "arm 'copier', seed 2" in said
+    assert os.strerror(27) in said  # EFBIG: File too large
+    kept = files(tmp_path / "run")
+    assert len(kept) == 3 * 7
+    assert kept.items() <= whole.items()
+    tried.run_sync(tmp_path / "run", progress=False)
+    assert files(tmp_path / "run") == whole
+    assert list((tmp_path / "run/failed").iterdir()) == []

@@ -1,0 +1,188 @@
+"""Runs: the same bytes however they are made, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+
+import polars as pl
+import pytest
+
+from fedlab import ExperimentFailed, InvalidRequest, MaxAge
+from fedlab.lab import Arm, Islands, NoisyEvaluator, Outcome
+from tests.lab.small import Copier, Guesser, Parity, experiment, files
+
+MANY = [
+    Arm("copier", Copier()),
+    Arm("forgets", Copier(), retention=MaxAge(15), capacity=12),
+    Arm("islands", Copier(), sharing=Islands(2, 0.5), write=NoisyEvaluator(0.3)),
+    Arm("alone", Copier(), sharing="none", write="successes", feedback="corrective"),
+    Arm("guesser", Guesser()),
+]
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """The cells of one run in this process."""
+    directory = tmp_path_factory.mktemp("once")
+    experiment(*MANY).run_sync(directory / "run", progress=False)
+    held = files(directory / "run")
+    assert len(held) == 3 * 2 * len(MANY)
+    return held
+
+
+def test_the_same_seed_twice_gives_the_same_bytes(once, tmp_path):
+    experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    assert files(tmp_path / "run") == once
+
+
+def test_two_workers_give_the_same_bytes(once, tmp_path):
+    experiment(*MANY).run_sync(tmp_path / "run", workers=2, progress=False)
+    assert files(tmp_path / "run") == once
+
+
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_any_executor_gives_the_same_bytes(once, tmp_path, pool):
+    executor = ThreadPoolExecutor(2) if pool == "threads" else ProcessPoolExecutor(2, get_context("spawn"))
+    with executor:
+        experiment(*MANY).run_sync(tmp_path / "run", workers=executor, progress=False)
+    assert files(tmp_path / "run") == once
+
+
+@pytest.mark.filterwarnings("ignore")  # what another package deprecates is not tested here
+def test_dask_gives_the_same_bytes(once, tmp_path):
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        experiment(*MANY).run_sync(tmp_path / "run", workers=client.get_executor(), progress=False)
+    assert files(tmp_path / "run") == once
+
+
+def test_another_arm_changes_no_number_of_the_others(once, tmp_path):
+    experiment(Arm("new", Copier(k=1)), *MANY[:2]).run_sync(tmp_path / "run", progress=False)
+    again = files(tmp_path / "run")
+    assert {name: held for name, held in again.items() if "new" not in name}.items() <= once.items()
+
+
+def test_all_arms_meet_the_same_tasks_in_the_same_order(once, tmp_path):
+    results = experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    place = ("seed", "generation", "agent", "step")
+    met = results.episodes.pivot("arm", index=place, values="input")
+    assert met.height == 2 * 3 * 2 * 4
+    assert all(met["copier"].equals(met[arm.name]) for arm in MANY)
+    assert results.episodes["arm"].unique(maintain_order=True).to_list() == [arm.name for arm in MANY]
+
+
+def test_what_was_defined_in_a_notebook_runs_in_other_processes(tmp_path):
+    class Here(Copier):
+        def act(self, task, memories, rng):
+            return "even"
+
+    results = experiment(Arm("here", Here())).run_sync(tmp_path / "run", workers=2, progress=False)
+    assert set(results.episodes["output"]) == {"even"}
+
+
+def test_a_run_goes_on_with_the_missing_cells(once, tmp_path):
+    import shutil
+
+    results = experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    for name in ("copier.0", "islands.7"):
+        shutil.rmtree(tmp_path / "run/cells" / name)
+    kept = tmp_path / "run/cells/copier.7/episodes.parquet"
+    before = kept.stat().st_mtime_ns
+    experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    assert files(tmp_path / "run") == once
+    assert kept.stat().st_mtime_ns == before
+    assert results.costs.height == 3 * 2 * len(MANY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"generations": 4}, "generations: 3 → 4"),
+        ({"seeds": [0, 8]}, r"seeds\[1\]: 7 → 8"),
+        ({"world": Parity(31)}, "world.most: 30 → 31"),
+        ({"arms": [Arm("copier", Copier(k=6)), MANY[4]]}, r"arms\[copier\].learner.k: 5 → 6"),
+        ({"arms": [Arm("copier", Copier(), retention=MaxAge(3)), MANY[4]]}, r"arms\[copier\].retention"),
+        ({"arms": [MANY[0]]}, r"arms\[guesser\].*→ nothing"),
+    ],
+)
+def test_another_experiment_is_refused_and_the_error_says_what_differs(tmp_path, changed, said):
+    experiment(MANY[0], MANY[4]).run_sync(tmp_path / "run", progress=False)
+    with pytest.raises(InvalidRequest, match=said):
+        experiment(**{"arms": [MANY[0], MANY[4]], **changed}).run_sync(tmp_path / "run", progress=False)
+
+
+def test_a_directory_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InvalidRequest, match="thesis.tex"):
+        experiment().run_sync(tmp_path, progress=False)
+
+
+class Breaks(Copier):
+    """Breaks in the second generation of one seed."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def act(self, task, memories, rng):
+        if self.how == "raises" and memories:
+            raise ZeroDivisionError("no reason")
+        return 7 if self.how == "number" else super().act(task, memories, rng)
+
+
+class Nan(Parity):
+    def reward(self, task, output):
+        return float("nan")
+
+
+class Raises(Parity):
+    def attempt(self, task, rng):
+        output = yield task
+        if int(task.input) < 10:
+            raise LookupError("the world broke")
+        return Outcome(output, self.reward(task, output))
+
+
+@pytest.mark.parametrize(
+    ("options", "arm", "said"),
+    [
+        ({}, Arm("bad", Breaks("raises")), "arm 'bad', seed 0, generation 1: ZeroDivisionError: no reason"),
+        ({}, Arm("bad", Breaks("number")), "arm 'bad', seed 0, generation 0: Breaks.act answered with int 7"),
+        ({"world": Nan()}, MANY[0], "arm 'copier', seed 0, generation 0: Nan gave .* the reward nan"),
+        ({"world": Raises()}, MANY[0], "arm 'copier', seed ., generation .: LookupError: the world broke"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_cell_is_named_and_the_others_are_finished(tmp_path, options, arm, said, workers):
+    tried = experiment(arms=[arm, MANY[4]], **options)
+    with pytest.raises(ExperimentFailed, match=said) as raised:
+        tried.run_sync(tmp_path / "run", workers=workers, progress=False)
+    failed = {each.stem for each in (tmp_path / "run/failed").iterdir()}
+    finished = {each.name for each in (tmp_path / "run/cells").glob("*")}
+    assert len(raised.value.details["cells"]) == len(failed)
+    assert failed | finished == {f"{each.slug}.{seed}" for each in (arm, MANY[4]) for seed in (0, 7)}
+    assert not failed & finished
+    assert "Traceback" in (tmp_path / "run/failed" / f"{min(failed)}.txt").read_text()
+
+
+def test_an_interrupted_run_leaves_nothing_running_and_goes_on_later(once, tmp_path):
+    class Stops(Copier):
+        async def act(self, task, memories, rng):
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+
+    with pytest.raises(asyncio.CancelledError):
+        experiment(MANY[0], Arm("stops", Stops())).run_sync(tmp_path / "run", progress=False)
+    assert [each.name for each in (tmp_path / "run/cells").iterdir()] == ["copier.0"]
+
+
+def test_frames_are_read_from_parquet_in_the_order_of_the_experiment(tmp_path):
+    results = experiment(seeds=[7, 0]).run_sync(tmp_path / "run", progress=False)
+    expected = results.generations.sort(pl.col("arm") != "copier", "seed", "generation")
+    assert results.generations.equals(expected)
