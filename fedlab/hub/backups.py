@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, IncompatibleHub, InvalidRequest
 from fedlab.hub import schema
 from fedlab.hub.directory import Directory, open_database, sync
-from fedlab.hub.erasing import export_ledger
+from fedlab.hub.ledger import export_ledger
 from fedlab.hub.log import MASK, REDACTED
 from fedlab.hub.manifest import (
     DATABASE,

@@ -29,10 +29,10 @@ from fedlab.hub.directory import (
     write_identity,
     write_meta,
 )
-from fedlab.hub.erased import Erased
 from fedlab.hub.eraser import Eraser
 from fedlab.hub.indexes import Indexes
 from fedlab.hub.leases import Leases
+from fedlab.hub.ledger import Erased
 from fedlab.hub.writer import Writer
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from fedlab.episode import Episode, Vector
-    from fedlab.hub.erased import Erased, Erasure
+    from fedlab.hub.ledger import Erased, Erasure
 
 _pack = msgspec.msgpack.Encoder().encode
 

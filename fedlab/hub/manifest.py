@@ -12,7 +12,7 @@ import msgspec
 from fedlab._html import table
 from fedlab.clock import to_datetime
 from fedlab.errors import CorruptBackup
-from fedlab.hub.erasing import LedgerEntry
+from fedlab.hub.ledger import LedgerEntry
 
 MANIFEST = "manifest.json"
 DATABASE = "hub.db"

@@ -18,8 +18,7 @@ from fedlab.errors import FedlabError, HubLocked, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
 from fedlab.hub.backups import check_empty, put_together, reading_only
 from fedlab.hub.directory import STAGE, Directory, new_hub_id, open_database, read_head, read_hub_id, sync, write_meta
-from fedlab.hub.erased import Erased
-from fedlab.hub.erasing import LedgerEntry, apply_ledger, export_ledger, known_to
+from fedlab.hub.ledger import Erased, LedgerEntry, apply_ledger, export_ledger, known_to
 from fedlab.hub.log import REDACTED, Statements, Transaction, erased_id
 from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, read_chain
 

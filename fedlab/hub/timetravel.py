@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from fedlab.clock import LATEST_MS, to_datetime, to_ms
 from fedlab.errors import InvalidRequest
 from fedlab.hub import attic
-from fedlab.hub.erased import Erasure
-from fedlab.hub.erasing import FILES
+from fedlab.hub.ledger import FILES, Erasure
 from fedlab.hub.log import MASK, REDACTED, Head
 from fedlab.hub.schema import agents, changes, episodes, erasures, holds, queries, recalls, tenants
 from fedlab.hub.schema import attic as kept

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from fedlab.clock import Clock
-    from fedlab.hub.erased import Erased
+    from fedlab.hub.ledger import Erased
 
 T = TypeVar("T")
 logger = logging.getLogger("fedlab.hub")

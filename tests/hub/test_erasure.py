@@ -29,8 +29,8 @@ from fedlab import (
     MinReward,
     UnknownTenant,
 )
-from fedlab.hub import erasing, schema, wiping
-from fedlab.hub.erasing import apply_ledger, export_ledger
+from fedlab.hub import eraser, ledger, schema
+from fedlab.hub.ledger import apply_ledger, export_ledger
 
 M = "Qmarker"
 """In every text, name and id of what is to be erased."""
@@ -270,10 +270,10 @@ def test_what_was_erased_or_is_unknown_or_would_leave_its_name_in_the_log_is_ref
 KILL = """
 import os, signal, sys
 from tests.hub.test_erasure import A, T, Hub, Random, fill
-from fedlab.hub import eraser, erasing, wiping
+from fedlab.hub import eraser, ledger
 
 module, name, times, after, scope = sys.argv[2:]
-owner = {"eraser": eraser.Eraser, "erasing": erasing, "wiping": wiping}[module]
+owner = {"Eraser": eraser.Eraser, "eraser": eraser, "ledger": ledger}[module]
 real, left = getattr(owner, name), int(times)
 
 def fatal(*args):
@@ -300,15 +300,15 @@ else:
 @pytest.mark.parametrize(
     ("step", "scope"),
     [
-        ("eraser _remove_rows 1 before", "tenant"),
-        ("erasing redact 2 after", "tenant"),
-        ("erasing redact 3 after", "agent"),
-        ("erasing redact 3 after", "episodes"),
-        ("eraser _drop_caches 1 before", "tenant"),
-        ("eraser _finish_rows 1 before", "agent"),
-        ("eraser _finish_files 1 before", "tenant"),
-        ("wiping overwrite 1 after", "tenant"),
-        ("wiping wipe 1 after", "episodes"),
+        ("Eraser _remove_rows 1 before", "tenant"),
+        ("ledger redact 2 after", "tenant"),
+        ("ledger redact 3 after", "agent"),
+        ("ledger redact 3 after", "episodes"),
+        ("Eraser _drop_caches 1 before", "tenant"),
+        ("Eraser _finish_rows 1 before", "agent"),
+        ("Eraser _finish_files 1 before", "tenant"),
+        ("eraser overwrite 1 after", "tenant"),
+        ("eraser wipe 1 after", "episodes"),
     ],
 )
 def test_an_erasure_that_was_killed_is_completed_at_the_next_start(tmp_path, step, scope):
@@ -331,16 +331,16 @@ def test_while_an_erasure_is_under_way_nothing_shows_and_nobody_writes_there(tmp
     with Hub(tmp_path, embedder="hashing") as hub:
         fill(hub, Random(5))
         reached, go_on = threading.Event(), threading.Event()
-        real = erasing.redact
+        real = ledger.redact
 
         def slow(*args):
             reached.set()
             assert go_on.wait(20)
             return real(*args)
 
-        monkeypatch.setattr(erasing, "redact", slow)
-        eraser = threading.Thread(target=hub.erase_tenant, args=(T,), kwargs={"reason": "r"})
-        eraser.start()
+        monkeypatch.setattr(ledger, "redact", slow)
+        thread = threading.Thread(target=hub.erase_tenant, args=(T,), kwargs={"reason": "r"})
+        thread.start()
         try:
             assert reached.wait(20)
             assert M not in str(
@@ -352,18 +352,16 @@ def test_while_an_erasure_is_under_way_nothing_shows_and_nobody_writes_there(tmp
             late = hub.put_soon(marked(), actor="late")
         finally:
             go_on.set()
-            eraser.join()
+            thread.join()
         with pytest.raises(HubUnavailable, match="being erased"):
             late.result()
         assert traces(tmp_path) == {}
 
 
 def test_others_go_on_during_an_erasure_and_the_end_is_the_same_in_many_steps(tmp_path, monkeypatch):
-    from fedlab.hub import eraser
-
     monkeypatch.setattr(eraser, "TURN", 0)
     monkeypatch.setattr(eraser, "STEP", 2)
-    monkeypatch.setattr(wiping, "PAGES", 7)
+    monkeypatch.setattr(eraser, "PAGES", 7)
     with Hub(tmp_path, embedder="hashing", durability="off") as hub:
         fill(hub, Random(6))
         before, stop, stored = hub.stats("acme").episodes, threading.Event(), []
@@ -389,7 +387,7 @@ def test_others_go_on_during_an_erasure_and_the_end_is_the_same_in_many_steps(tm
 
 
 def test_a_reader_that_stays_holds_an_erasure_up_and_does_not_stop_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(wiping, "PATIENCE", 0.1)
+    monkeypatch.setattr(eraser, "PATIENCE", 0.1)
     with Hub(tmp_path, embedder="hashing") as hub:
         fill(hub, Random(7), 3)
         with closing(sqlite3.connect(tmp_path / "hub.db", isolation_level=None)) as reader:
