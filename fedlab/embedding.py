@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict, deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,7 +96,7 @@ class _Request:
 
 
 class EmbeddingService:
-    """An embedder for many callers: one worker thread, shared batches, each text embedded once.
+    """An embedder for many callers: one thread that calls the model, shared batches, each text embedded once.
 
     A lone text goes to the model at once. What arrives while the model is busy shares its next call, one text of
     each request in turn, so that a query never waits behind a bulk load. Callers who were served together come
@@ -118,6 +118,7 @@ class EmbeddingService:
         self._waiting: dict[bytes, list[_Request]] = {}
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._answers = ThreadPoolExecutor(1, "fedlab-embedded")
         self._closed = False
         self._age = 0  # grows with each clear
         self._last = 0, 0.0  # texts and seconds of the last call
@@ -189,6 +190,7 @@ class EmbeddingService:
             request.fail(HubUnavailable("the embedding service was closed before the text was embedded"))
         if self._thread is not None:
             self._thread.join(timeout=60)
+        self._answers.shutdown()
         if self._file is not None:
             self._file.close()
 
@@ -263,6 +265,12 @@ class EmbeddingService:
         with self._wake:
             self._hits += len(cached)
             done, failed = self._deliver({**cached, **made}, errors, keep=age == self._age)
+        # Whoever is answered wants the interpreter now, and the next batch shall not wait for them.
+        self._answers.submit(self._answer, done, failed, made, age)
+
+    def _answer(
+        self, done: list[_Request], failed: dict[_Request, Exception], made: dict[bytes, Half], age: int
+    ) -> None:
         for request in done:
             request.finish()
         for request, error in failed.items():

@@ -117,11 +117,13 @@ class EpisodeMethods(HubCore):
         where = Filter.of(min_reward, since, until, task, agent_id)
         vector = self._query_vector(query, policy)
         index = self._indexes.get(tenant_id)
+        now = self.clock.now()
         gone = 0
         while True:
-            hits = index.search(vector, k + gone, policy, where, self.clock.now())
-            with self._reading_quickly() as run:
-                found = reading.read_episodes(run, [hit.id for hit in hits], with_vectors=vectors)
+            with self._recalls:
+                hits = index.search(vector, k + gone, policy, where, now)
+                with self._reading_quickly() as run:
+                    found = reading.read_episodes(run, [hit.id for hit in hits], with_vectors=vectors)
             live = [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits if hit.id in found]
             # What was forgotten between search and read leaves a gap: look further, by as much.
             if len(live) >= k or len(hits) < k + gone:
