@@ -182,6 +182,8 @@ class Cell:
         recalling = self._trials.recall_seconds - before
         self._spent["recall"] += recalling
         self._spent["act"] += time.perf_counter() - began - recalling
+        # Of several outcomes the first stands for the task.
+        self._rewards[1].extend(_true_reward(trial.outcome) for trial in trials[:1])
         for trial in trials:
             life.trials.append((task, trial, self._stage(life.agent.tenant_id, task, trial), None))
 
@@ -205,7 +207,6 @@ class Cell:
                     stored.append((episode, self._told(outcome)))
                 rewards.append(float(outcome.reward))
                 self._rewards[0].append(rewards[-1])
-                self._rewards[1].append(_true_reward(outcome))
                 self._write_row(life, step, task, trial, outcome, episode, stage, counterfactual)
         agent = life.agent
         with self._timed("sync"):
