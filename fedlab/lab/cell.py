@@ -201,6 +201,8 @@ class Cell:
         recalling = self._trials.recall_seconds - before
         self._spent["recall"] += recalling
         self._spent["act"] += time.perf_counter() - began - recalling
+        # Of several outcomes the first stands for the task.
+        self._rewards[1].extend(_true_reward(trial.outcome) for trial in trials[:1])
         stages = [self._stage(life.agent.tenant_id, task, trial) for trial in trials]
         instead: list[float | None] = [None] * len(trials)
         if self._shadow is not None and "forgotten" in stages:
@@ -239,7 +241,6 @@ class Cell:
                     stored.append((episode, self._told(outcome._replace(input=episode.input))))
                 rewards.append(float(outcome.reward))
                 self._rewards[0].append(rewards[-1])
-                self._rewards[1].append(_true_reward(outcome))
                 self._write_row(life, step, task, trial, outcome, episode, stage, counterfactual)
         agent = life.agent
         with self._timed("sync"):

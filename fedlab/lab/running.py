@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import os
 import shutil
 import time
@@ -143,7 +144,8 @@ class Run:
                 if similar and getattr(world, "dimension", None) is None:
                     with Vectors(embedder) as vectors:
                         await vectors.learn_tasks(task for tasks in every for task in tasks)
-                        if (prepare := getattr(arm.learner, "prepare", None)) is not None:
+                        # A copy: what `prepare` puts there does not travel to another process.
+                        if (prepare := getattr(copy.copy(arm.learner), "prepare", None)) is not None:
                             prepare(world, vectors.embed)
 
     def _kept(self, arm: Arm, seed: int) -> Path | None:

@@ -43,6 +43,14 @@ class ZeroShot:
         if not options:
             raise InvalidRequest(f"{type(self).__name__} chooses among options, and {world!r:.80} has none")
         self._options, self._embed, self._described = options, embed, {}
+        if isinstance(task := getattr(world, "task", None), str) and getattr(world, "dimension", None) is None:
+            self._describe(task)
+
+    def _describe(self, task: str) -> None:
+        """Embed the descriptions as tasks are, so that the two are alike but for what they say."""
+        if any(self._options.values()) and self._embed is not None and task not in self._described:
+            texts = [embedding_text(task, text or name) for name, text in self._options.items()]
+            self._described[task] = np.asarray(self._embed(texts))
 
     def queries(self, task: Task) -> Sequence[Query]:
         """None."""
@@ -52,10 +60,7 @@ class ZeroShot:
         """The cosine of each option's description with the task; 0 where there are none to compare."""
         if task.vector is not None or self._embed is None or not any(self._options.values()):
             return dict.fromkeys(self._options, 0.0)
-        if task.task not in self._described:
-            # As tasks are embedded, so that description and task are alike but for what they say.
-            texts = [embedding_text(task.task, text or name) for name, text in self._options.items()]
-            self._described[task.task] = np.asarray(self._embed(texts))
+        self._describe(task.task)
         vector = np.asarray(self._embed([embedding_text(task.task, task.input)]))[0]
         return dict(zip(self._options, (self._described[task.task] @ vector).tolist(), strict=True))
 
