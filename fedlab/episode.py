@@ -370,7 +370,7 @@ def _check_sources(episode: Episode) -> None:
 def _check_values(value: object, left: int) -> None:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise InvalidEpisode(
-            f"metadata holds a whole number of {value.bit_length():,} bits, and no message carries more than 64:"
+            f"metadata holds a whole number of {value.bit_length():,} bits, and messages carry -2^63 to 2^64 - 1:"
             " store it as text",
             field="metadata",
         )
@@ -386,8 +386,8 @@ def _check_values(value: object, left: int) -> None:
 def _check_metadata(metadata: object) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
         raise _wrong("metadata", "a dict with text keys", metadata)
+    _check_values(metadata, MAX_DEPTH)
     try:
-        _check_values(metadata, MAX_DEPTH)
         text = metadata_json(metadata)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:

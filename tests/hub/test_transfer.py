@@ -37,7 +37,11 @@ def contents(hub: Hub, tenant_id: str) -> list[Episode]:
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
 json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=6,
 )
