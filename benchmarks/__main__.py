@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks import backup, hub, retention, wire
+from benchmarks import backup, hub, lab, retention, wire
 
 
 def import_seconds() -> float:
@@ -25,6 +25,7 @@ def main() -> None:
         *hub.main(),
         *backup.main(),
         *retention.main(),
+        *lab.main(),
     ]
     print(f"{'what':40} {'measured':>14}  {'ratio':>8}  goal")
     for what, value, ratio, unit, goal, beside in rows:

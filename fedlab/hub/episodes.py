@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from fedlab.episode import Vector
     from fedlab.hub.log import Transaction
+    from fedlab.hub.recent import Raw
 
 
 class EpisodeMethods(HubCore):
@@ -122,9 +123,12 @@ class EpisodeMethods(HubCore):
         while True:
             with self._recalls:
                 hits = index.search(vector, k + gone, policy, where, now)
-                with self._reading_quickly() as run:
-                    found = reading.read_episodes(run, [hit.id for hit in hits], with_vectors=vectors)
-            live = [Memory(found[hit.id], hit.similarity, hit.score) for hit in hits if hit.id in found]
+                found = self._read([hit.id for hit in hits], vectors=vectors)
+            live = [
+                Memory(reading.episode_of(found[hit.id], with_vector=vectors), hit.similarity, hit.score)
+                for hit in hits
+                if hit.id in found
+            ]
             # What was forgotten between search and read leaves a gap: look further, by as much.
             if len(live) >= k or len(hits) < k + gone:
                 self._note(
@@ -132,6 +136,19 @@ class EpisodeMethods(HubCore):
                 )
                 return live[:k]
             gone = len(hits) - len(live)
+
+    def _read(self, ids: list[int], *, vectors: bool) -> dict[int, Raw]:
+        """Live episodes, from RAM where they were read of late."""
+        recent = self._indexes.recent
+        age = recent.age
+        found = recent.get(ids)
+        if len(found) < len(ids):
+            with self._reading_quickly() as run:
+                fresh = reading.read_raw(run, [each for each in ids if each not in found], with_vectors=vectors)
+            if vectors:
+                recent.put(age, fresh)
+            found.update(fresh)
+        return found
 
     def is_loaded(self, tenant_id: str) -> bool:
         """Whether the tenant's index is in memory; if not, the next recall reads it."""

@@ -19,6 +19,7 @@ from fedlab.errors import HubUnavailable
 from fedlab.hub.directory import sync
 from fedlab.hub.index import EXACT, TAIL, TenantIndex
 from fedlab.hub.log import Forgotten, Stored, unpack_vector
+from fedlab.hub.recent import Recent
 from fedlab.hub.schema import begin, changes, episodes, vectors
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Indexes:
     def __init__(self, engine: sa.Engine, directory: Path, embedder: str, dimension: int) -> None:
         self.directory = directory
         self.dimension = dimension
+        self.recent = Recent()
+        """Rows of the episodes that were recalled of late."""
         self._engine = engine
         self._embedder = embedder
         self._slots: dict[str, _Slot] = {}
@@ -113,6 +116,8 @@ class Indexes:
         """Follow a commit; called in the writer thread before the commit is acknowledged."""
         by_tenant: dict[str, list[Stored | Forgotten]] = {}
         for event in events:
+            if isinstance(event, Forgotten):
+                self.recent.drop(event.ids)
             by_tenant.setdefault(event.tenant_id, []).append(event)
         for tenant_id, own in by_tenant.items():
             with self._lock:
@@ -137,6 +142,7 @@ class Indexes:
 
         Removed vectors stay in a saved graph, and a search under way keeps the index that it has.
         """
+        self.recent.clear()
         with self._lock:
             self._slots.pop(tenant_id, None)
         with self._manifest_lock:
