@@ -9,10 +9,11 @@ import numpy as np
 
 from fedlab import plots as shared
 from fedlab._polars import pl
+from fedlab.errors import InvalidRequest
 from fedlab.lab.record import PHASES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     import plotly.graph_objects as go
@@ -194,6 +195,42 @@ class Plots:
         figure.update_yaxes(rangemode="tozero")
         return figure
 
+    def against_theory(self, theory: Mapping[str, Sequence[float]], *, metric: Metric = "true_reward") -> go.Figure:
+        """What is predicted of arms by generation as lines, the simulation as points with intervals.
+
+        Args:
+            theory: For each arm that has a prediction, the expected mean reward of each generation:
+                `world.theory(…).mean`, where the world has one.
+            metric: As of `learning_curves`.
+
+        Raises:
+            InvalidRequest: If there is no such arm, or not a value for each generation.
+        """
+        numbers = self._results.numbers()
+        for arm, values in theory.items():
+            if arm not in self._marks:
+                known = ", ".join(map(repr, self._marks))
+                raise InvalidRequest(f"there is no arm {arm!r}, but {known}", field="theory")
+            if len(values) != len(numbers):
+                raise InvalidRequest(
+                    f"the theory of arm {arm!r} has {len(values)} values, and there are {len(numbers)} generations",
+                    field="theory",
+                )
+        lines = [
+            {"series": arm, "x": x, "y": float(y)}
+            for arm, values in theory.items()
+            for x, y in zip(numbers, values, strict=True)
+        ]
+        points = self._results.curves(metric=metric).filter(pl.col("arm").is_in(list(theory)))
+        return against_theory(
+            pl.DataFrame(lines, schema={"series": pl.String, "x": pl.Int64, "y": pl.Float64}),
+            points.rename({"arm": "series", "generation": "x"}),
+            title="Theory and simulation",
+            x="generation",
+            y=_reward(metric),
+            series=list(self._marks),
+        )
+
     def _lines(self, figure: go.Figure, means: pl.DataFrame, form: str, panel: int | None = None) -> None:
         """A line with a band for each arm; columns `arm`, `generation`, `mean`, `ci_low`, `ci_high`."""
         place = {} if panel is None else _place(panel)
@@ -270,22 +307,24 @@ def against_theory(
     names = list(dict.fromkeys([*(series or ()), *lines["series"], *found["series"]]))
     for name, mark in marks(names).items():
         line = lines.filter(pl.col("series") == name).sort("x")
-        figure.add_scatter(
-            x=line["x"].to_list(),
-            y=line["y"].to_list(),
-            name=f"{name}: theory" if name else "theory",
-            mode="lines",
-            line={"color": mark.colour, "dash": mark.dash, "width": 2},
-        )
+        if len(line):
+            figure.add_scatter(
+                x=line["x"].to_list(),
+                y=line["y"].to_list(),
+                name=f"{name}: theory" if name else "theory",
+                mode="lines",
+                line={"color": mark.colour, "dash": mark.dash, "width": 2},
+            )
         own = found.filter(pl.col("series") == name).sort("x")
-        figure.add_scatter(
-            x=own["x"].to_list(),
-            y=own["mean"].to_list(),
-            name=f"{name}: simulation" if name else "simulation (95 % interval)",
-            mode="markers",
-            marker={"color": mark.colour, "symbol": mark.symbol, "size": 9},
-            error_y=_errors(own.select("mean", "ci_low", "ci_high").rows(), mark.colour),
-        )
+        if len(own):
+            figure.add_scatter(
+                x=own["x"].to_list(),
+                y=own["mean"].to_list(),
+                name=f"{name}: simulation" if name else "simulation (95 % interval)",
+                mode="markers",
+                marker={"color": mark.colour, "symbol": mark.symbol, "size": 9},
+                error_y=_errors(own.select("mean", "ci_low", "ci_high").rows(), mark.colour),
+            )
     return figure.update_layout(hovermode="closest")
 
 

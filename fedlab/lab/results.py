@@ -350,7 +350,7 @@ class Results:
         return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:], *notes])
 
     def __repr__(self) -> str:
-        return f"<Results {self.directory}: {self._state()}>"
+        return f"<Results {self._shown}: {self._state()}>"
 
     def __str__(self) -> str:
         return self.table()
@@ -358,7 +358,13 @@ class Results:
     def _repr_html_(self) -> str:
         head, rows, notes = self._cells(self.summary(), None)
         below = "".join(f"<br>{each}" for each in map(html.escape, notes))
-        return _html.table(f"Results of {self.directory}: {self._state()}", rows, head=head) + below
+        return _html.table(f"Results of {self._shown}: {self._state()}", rows, head=head) + below
+
+    @property
+    def _shown(self) -> Path:
+        """The directory as a reader of a saved notebook should see it: without where its author keeps it."""
+        here = Path.cwd()
+        return self.directory.relative_to(here) if self.directory.is_relative_to(here) else self.directory
 
     def _state(self) -> str:
         cells = self.generations.select("arm", "seed").unique().height

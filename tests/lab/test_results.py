@@ -220,6 +220,15 @@ def test_a_notebook_shows_the_summary_escaped(tmp_path):
     assert "1 arms, 1 of 1 cells finished" in shown
 
 
+def test_what_is_shown_does_not_tell_where_its_author_keeps_it(tmp_path, monkeypatch):
+    results = Results(write_run(tmp_path / "run", [outcome("a", 0, 0, 0.5)]))
+    assert str(tmp_path / "run") in repr(results)
+    monkeypatch.chdir(tmp_path)
+    for shown in (repr(results), results._repr_html_()):
+        assert "run: 1 arms" in shown
+        assert str(tmp_path) not in shown
+
+
 def test_frames_are_polars_and_lazy_where_asked(results):
     assert isinstance(results.scan("episodes"), pl.LazyFrame)
     assert results.scan("episodes").select("reward").collect().height == results.episodes.height == 96
