@@ -142,7 +142,8 @@ class Plots:
             self._differences(figure, row, values[row["arm"]] - values[base])
         figure.add_vline(x=0, line={"color": "#444", "width": 1})
         figure.update_layout(hovermode="closest", showlegend=False, height=220 + 80 * len(summary))
-        return figure.update_yaxes(autorange="reversed")  # the first arm stands at the top
+        # The first arm stands at the top, with room for its p above it.
+        return figure.update_yaxes(range=[len(summary) - 1.4, -0.6])
 
     def lineage(self, *, metric: Metric = "true_reward") -> go.Figure:
         """How deep answers go back, and how much of the reward is due to agents that were dead by then.
