@@ -117,7 +117,12 @@ class Plots:
         return figure.update_layout(hovermode="closest")
 
     def paired_differences(
-        self, baseline: str | None = None, *, metric: Metric = "true_reward", last: int | None = None
+        self,
+        baseline: str | None = None,
+        *,
+        metric: Metric = "true_reward",
+        last: int | None = None,
+        until: int | None = None,
     ) -> go.Figure:
         """The difference of each arm to a baseline: each seed, their mean with its interval, and p.
 
@@ -125,18 +130,20 @@ class Plots:
             baseline: Name of an arm; the first if None.
             metric: As of `learning_curves`.
             last: As of `reward_distribution`.
+            until: Only generations before this one.
         """
         base = self._results.arms[0] if baseline is None else baseline
-        summary = self._results.summary(base, metric=metric, last=last)
-        values = self._results.by_seed(metric=metric, last=last)
+        summary = self._results.summary(base, metric=metric, last=last, until=until)
+        values = self._results.by_seed(metric=metric, last=last, until=until)
         figure = shared.blank(
-            f"Difference to {base}, seed by seed{_late(last)}", f"difference in {_reward(metric)}", ""
+            f"Difference to {base}, seed by seed{_late(last, until)}", f"difference in {_reward(metric)}", ""
         )
         for row in summary.filter(pl.col("arm") != base).iter_rows(named=True):
             self._differences(figure, row, values[row["arm"]] - values[base])
         figure.add_vline(x=0, line={"color": "#444", "width": 1})
         figure.update_layout(hovermode="closest", showlegend=False, height=220 + 80 * len(summary))
-        return figure.update_yaxes(autorange="reversed")  # the first arm stands at the top
+        # The first arm stands at the top, with room for its p above it.
+        return figure.update_yaxes(range=[len(summary) - 1.4, -0.6])
 
     def lineage(self, *, metric: Metric = "true_reward") -> go.Figure:
         """How deep answers go back, and how much of the reward is due to agents that were dead by then.
@@ -355,8 +362,9 @@ def _errors(points: Sequence[tuple[Any, Any, Any]], colour: str) -> dict[str, ob
     }
 
 
-def _late(last: int | None) -> str:
-    return "" if last is None else f", last {last} generations" if last > 1 else ", last generation"
+def _late(last: int | None, until: int | None = None) -> str:
+    late = "" if last is None else f", last {last} generations" if last > 1 else ", last generation"
+    return late if until is None else f"{late}, before generation {until}"
 
 
 def _pattern(mark: Mark) -> str:

@@ -105,6 +105,9 @@ def test_paired_differences_show_each_seed_and_the_mean(results):
         (row["diff_low"], row["diff_high"])
     )
     assert mean.text[0] == f"p = {row['p']:.2g}"
+    below, above = figure.layout.yaxis.range  # places of the arms count downwards from 0
+    assert above <= -0.5  # room for the first one's p
+    assert below > 1
 
 
 def test_stages_fill_each_generation(results):

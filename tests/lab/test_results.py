@@ -72,6 +72,17 @@ def test_only_the_last_generations(results):
     assert last["mean"][1] == pytest.approx(np.mean([reward("forever", s, g) for s in SEEDS for g in (2, 3)]))
 
 
+def test_only_the_generations_before_a_drift(results):
+    before = results.summary("no memory", metric="reward", until=3)
+    assert before["mean"][1] == pytest.approx(np.mean([reward("forever", s, g) for s in SEEDS for g in (0, 1, 2)]))
+    only = results.summary("no memory", metric="reward", last=1, until=3)
+    assert only["mean"][1] == pytest.approx(np.mean([reward("forever", s, 2) for s in SEEDS]))
+    assert f"{only['mean'][1]:.3f}" in results.table(metric="reward", last=1, until=3)
+    figure = results.plot.paired_differences("no memory", metric="reward", last=1, until=3)
+    assert figure.layout.title.text.endswith("last generation, before generation 3")
+    assert figure.data[1].x[0] == pytest.approx(only["diff"][1])
+
+
 def test_a_generation_weighs_as_much_as_it_has_tasks(tmp_path):
     rows = [outcome("a", 0, 0, 1.0), *[outcome("a", 0, 1, 0.0, step=step) for step in range(3)]]
     assert Results(write_run(tmp_path / "run", rows)).summary()["mean"].to_list() == [0.25]
@@ -87,6 +98,8 @@ def test_a_generation_weighs_as_much_as_it_has_tasks(tmp_path):
         (lambda r: r.lineage(metric="score"), "metric is true_reward or reward, not 'score'"),
         (lambda r: r.summary(last=5), "last is 5, and there are 4 generations"),
         (lambda r: r.summary(last=0), "last is 0, and there are 4 generations"),
+        (lambda r: r.summary(until=5), "until is 5, and there are 4 generations"),
+        (lambda r: r.summary(last=3, until=2), "last is 3, and there are 2 generations before generation 2"),
         (lambda r: r.plot.reward_distribution(last=9), "last is 9, and there are 4 generations"),
         (lambda r: r.scan("cells"), "there is no frame 'cells', but episodes, generations, agents, costs"),
         (lambda r: r.measures(drift_at=4), "a drift in generation 4 of 4 does not leave 1 on both sides"),
