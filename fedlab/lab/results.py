@@ -264,34 +264,22 @@ class Results:
         """Where memory failed: of the failed tasks of each arm and generation, how many at which stage.
 
         Returns:
-            Columns `arm`, `generation`, `stage`, `policy` (the sentence with which the log says why, where a memory
-            was forgotten and the arm has one policy), `tasks`, `share` (of the failed tasks; the shares of a
-            generation add up to 1) and `rescued` (the share of these tasks in which the answer was better with
-            the forgotten memories put back; null where that was not tried). Only worlds that say which memories would
-            have helped have rows here.
+            Columns `arm`, `generation`, `stage`, `policy` (the sentence with which the log says why what would have
+            helped was forgotten, one row for each; of several memories, the one forgotten last), `tasks`, `share` (of
+            the failed tasks; the shares of a generation add up to 1) and `rescued` (the share of these tasks in which
+            the answer was better with the forgotten memories put back; null where that was not tried). Only worlds
+            that say which memories would have helped have rows here.
         """
-        failed = (
-            self.scan("episodes")
-            .filter(pl.col("stage").is_not_null())
-            .select("arm", "generation", "stage", "true_reward", "counterfactual_reward")
-            .collect()
-        )
-        policies = (
-            self.scan("episodes")
-            .group_by("arm")
-            .agg(pl.col("forgotten_reason").drop_nulls().unique())
-            .filter(pl.col("forgotten_reason").list.len() == 1)
-            .select("arm", pl.col("forgotten_reason").list.first().alias("policy"), pl.lit("forgotten").alias("stage"))
-            .collect()
-        )
         better = pl.col("counterfactual_reward") > pl.col("true_reward")
         return (
-            failed.group_by("arm", "generation", "stage")
+            self.scan("episodes")
+            .filter(pl.col("stage").is_not_null())
+            .group_by("arm", "generation", "stage", pl.col("stage_reason").alias("policy"))
             .agg(pl.len().cast(pl.Int64).alias("tasks"), better.mean().alias("rescued"))
-            .join(policies, on=["arm", "stage"], how="left")
             .with_columns((TASKS / TASKS.sum().over("arm", "generation")).alias("share"))
             .select("arm", "generation", "stage", "policy", "tasks", "share", "rescued")
-            .sort(self._place, "generation", pl.col("stage").cast(pl.Enum(STAGES)))
+            .collect()
+            .sort(self._place, "generation", pl.col("stage").cast(pl.Enum(STAGES)), "policy")
         )
 
     def lineage(self, *, metric: Metric = "true_reward") -> Lineage:

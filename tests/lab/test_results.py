@@ -167,17 +167,19 @@ def test_stages_are_shares_of_the_failed_tasks(tmp_path):
     policy = "MaxAge(days=90)"
     rows = [
         outcome("a", 0, 0, 1.0, forgotten_generation=0, forgotten_reason=policy),
-        outcome("a", 0, 1, 0.0, stage="forgotten", counterfactual_reward=1.0),
-        outcome("a", 0, 1, 0.0, stage="forgotten", counterfactual_reward=0.0),
+        outcome("a", 0, 1, 0.0, stage="forgotten", stage_reason=policy, counterfactual_reward=1.0),
+        outcome("a", 0, 1, 0.0, stage="forgotten", stage_reason="by hand", counterfactual_reward=1.0),
+        outcome("a", 0, 1, 0.0, stage="forgotten", stage_reason=policy, counterfactual_reward=0.0),
         outcome("a", 0, 1, 0.0, stage="not used"),
         outcome("a", 1, 1, 0.0, stage="never stored"),
         outcome("a", 1, 1, 1.0),
         outcome("b", 0, 1, 0.0, stage="not recalled"),
     ]
     assert Results(write_run(tmp_path / "run", rows)).stages().rows() == [
-        ("a", 1, "never stored", None, 1, 0.25, None),
-        ("a", 1, "forgotten", policy, 2, 0.5, 0.5),
-        ("a", 1, "not used", None, 1, 0.25, None),
+        ("a", 1, "never stored", None, 1, 0.2, None),
+        ("a", 1, "forgotten", policy, 2, 0.4, 0.5),
+        ("a", 1, "forgotten", "by hand", 1, 0.2, 1.0),
+        ("a", 1, "not used", None, 1, 0.2, None),
         ("b", 1, "not recalled", None, 1, 1.0, None),
     ]
 
