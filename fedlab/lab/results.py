@@ -140,7 +140,8 @@ class Results:
 
         Returns:
             Columns `arm`, `seeds`, `mean`, `ci_low`, `ci_high`, `iqm` (interquartile mean), `diff`, `diff_low`,
-            `diff_high`, `p` and `note`; intervals are for 95 %. What cannot be said is null, and the note says why.
+            `diff_high`, `p`, `p_holm` (corrected for the number of arms that are compared) and `note`; intervals are
+            for 95 %, each on its own. What cannot be said is null, and the note says why.
 
         Raises:
             InvalidRequest: If there is no such arm, metric or number of generations.
@@ -148,7 +149,7 @@ class Results:
         if baseline is not None:
             self._check_arm(baseline)
         values = self.by_seed(metric=metric, last=last)
-        return pl.DataFrame(
+        summary = pl.DataFrame(
             [self._row(arm, values, baseline) for arm in self.arms],
             schema={
                 "arm": pl.String,
@@ -158,6 +159,8 @@ class Results:
             },
             orient="row",
         )
+        corrected = pl.Series("p_holm", statistics.holm(summary["p"].to_numpy())).fill_nan(None)
+        return summary.insert_column(summary.columns.index("note"), corrected)
 
     def by_seed(self, *, metric: Metric = "true_reward", last: int | None = None) -> dict[str, npt.NDArray[np.float64]]:
         """The mean over tasks of each seed, for each arm; NaN where a cell is not finished.
@@ -333,7 +336,7 @@ class Results:
     def _cells(self, summary: pl.DataFrame, baseline: str | None) -> tuple[list[str], list[list[str]], list[str]]:
         """Head, rows and notes of the summary as text."""
         head = ["arm", "seeds", "mean (95 % interval)", "IQM"]
-        head += [] if baseline is None else [f"difference to {baseline} (95 % interval)", "p"]
+        head += [] if baseline is None else [f"difference to {baseline}", "p", "p (Holm)"]
         rows = []
         for row in summary.iter_rows(named=True):
             cells = [
@@ -345,7 +348,7 @@ class Results:
             if baseline is not None:
                 cells += [
                     _interval(row["diff"], row["diff_low"], row["diff_high"], sign="+"),
-                    "" if row["p"] is None else f"{row['p']:.2g}",
+                    *("" if row[name] is None else f"{row[name]:.2g}" for name in ("p", "p_holm")),
                 ]
             rows.append(cells)
         return head, rows, [f"{arm}: {note}" for arm, note in summary.select("arm", "note").rows() if note]

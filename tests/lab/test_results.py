@@ -41,7 +41,7 @@ def test_frames_are_in_the_order_of_the_experiment(results):
 def test_summary_is_the_contract(results):
     summary = results.summary(baseline="no memory", metric="reward")
     assert summary.columns == [
-        *("arm", "seeds", "mean", "ci_low", "ci_high", "iqm", "diff", "diff_low", "diff_high", "p", "note")
+        *("arm", "seeds", "mean", "ci_low", "ci_high", "iqm", "diff", "diff_low", "diff_high", "p", "p_holm", "note")
     ]
     assert summary["arm"].to_list() == list(REWARDS)
     own = {arm: np.array([np.mean([reward(arm, s, g) for g in range(4)]) for s in SEEDS]) for arm in REWARDS}
@@ -55,7 +55,9 @@ def test_summary_is_the_contract(results):
     compared = statistics.compare(own["forever"], own["no memory"])
     assert [forever[name] for name in ("diff", "diff_low", "diff_high", "p")] == pytest.approx(compared[1:5])
     assert forever["p"] == pytest.approx(2 / 2**8)
-    assert summary.row(0)[6:10] == (None,) * 4, "the baseline is not compared to itself"
+    assert summary["p_holm"].to_list()[1:] == pytest.approx(statistics.holm(summary["p"].to_list()[1:]))
+    assert forever["p_holm"] == pytest.approx(4 / 2**8), "two arms are compared"
+    assert summary.row(0)[6:11] == (None,) * 5, "the baseline is not compared to itself"
 
 
 def test_without_a_baseline_nothing_is_compared(results):
@@ -196,7 +198,7 @@ def test_the_summary_as_text_fits_a_terminal_and_names_what_it_cannot_say(result
     assert len(lines) == 5
     assert max(map(len, lines)) < 100
     assert lines[3].split()[0:2] == ["forever", "8"]
-    assert lines[3].endswith("0.0078")
+    assert lines[3].split()[-2:] == ["0.0078", "0.016"]
     assert "+0.3" in lines[3]
     lone = Results(write_run(tmp_path / "lone", [outcome("a", 0, 0, 0.5)]))
     assert str(lone).splitlines()[-2:] == ["a    1      0.500                 0.500", "a: one seed: no interval"]
