@@ -10,7 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from tests.lab.small import experiment, files
+import pytest
+
+from fedlab import Hub, connect_sync
+from fedlab.lab import Arm
+from tests.lab.small import Copier, experiment, files
+from tests.processes import HubProcess
 
 ROOT = Path(__file__).parents[2]
 RUN = "from tests.lab.small import experiment; experiment(generations=6, seeds=range(4)).run_sync({!r}, progress=False)"
@@ -55,6 +60,39 @@ def test_ctrl_c_ends_a_run_that_can_go_on(tmp_path):
     assert finished(tmp_path / "run") < 8
     experiment(generations=6, seeds=range(4)).run_sync(tmp_path / "run", progress=False)
     assert finished(tmp_path / "run") == 8
+
+
+class Interrupted(Copier):
+    """Somebody presses Ctrl-C while the agents of a later generation live."""
+
+    def act(self, task, memories, rng):
+        if memories:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().act(task, memories, rng)
+
+
+def test_ctrl_c_leaves_a_live_hub_without_agents_and_what_they_had_pushed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDLAB_RUNTIME_DIR", str(tmp_path / "runtime"))
+    with HubProcess(tmp_path / "hub") as hub:
+        with pytest.raises(KeyboardInterrupt):
+            experiment(Arm("stops", Interrupted())).run_sync(tmp_path / "run", hub=hub.url, progress=False)
+        with connect_sync(hub.url) as connection:
+            agents = connection.agents()
+            assert connection.verify().ok
+            held = connection.episodes()
+        # Two lived through the first generation, two were interrupted.
+        assert agents["status"].to_list() == ["destroyed"] * 4
+        assert held["agent_id"].to_list() == ["g0-a0"] * 4 + ["g0-a1"] * 4
+
+
+def test_ctrl_c_leaves_the_hub_of_a_cell_closed_and_whole(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        experiment(Arm("stops", Interrupted())).run_sync(tmp_path / "run", keep_hubs=True, progress=False)
+    assert not finished(tmp_path / "run")
+    with Hub(tmp_path / "run/hub/stops.0") as hub:
+        assert hub.verify().ok
+        assert set(hub.agents()["status"]) == {"destroyed"}
+        assert len(hub.episodes()) == 8
 
 
 FULL = """
