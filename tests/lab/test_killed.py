@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlab import Hub, connect_sync
+from fedlab import ExperimentFailed, Hub, connect_sync
 from fedlab.lab import Arm
 from tests.lab.small import Copier, experiment, files
 from tests.processes import HubProcess
@@ -112,6 +113,18 @@ experiment(generations=6, seeds=range(4)).run_sync({!r}, workers=FullAfterwards(
 """
 
 
+def test_a_disk_that_is_full_from_the_beginning_is_named_and_leaves_nothing(tmp_path):
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, allowed[1]))
+    try:
+        with pytest.raises(ExperimentFailed, match=f"nothing was run: .*run can not be written: .*{os.strerror(27)}"):
+            experiment().run_sync(tmp_path / "run", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    experiment().run_sync(tmp_path / "run", progress=False)
+    assert finished(tmp_path / "run") == 4
+
+
 def test_a_full_disk_is_named_and_what_was_finished_is_kept(tmp_path):
     tried = experiment(generations=6, seeds=range(4))
     tried.run_sync(tmp_path / "run", progress=False)
@@ -123,7 +136,7 @@ def test_a_full_disk_is_named_and_what_was_finished_is_kept(tmp_path):
     process = started(tmp_path / "run", FULL)
     said = process.communicate()[1].decode()
     assert "ExperimentFailed: 1 of 8 cells failed" in said
-    assert "arm 'copier', seed 2" in said
+    assert "arm 'copier', seed 2, generation 5: its results can not be written" in said
     assert os.strerror(27) in said  # EFBIG: File too large
     kept = files(tmp_path / "run")
     assert len(kept) == 3 * 7
