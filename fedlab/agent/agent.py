@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
     Query: TypeAlias = str | Sequence[float] | npt.NDArray[Any] | None
 
-LAST_CHANCE = 30.0
-"""Seconds (of real time) that the final sync may take before an agent dies with what it could not send."""
+LAST_CHANCE = 120.0
+"""Seconds (of real time) that the final sync may take before an agent dies with what it could not send: an embedded hub
+may have to load the model first, which took 40 s on a busy machine."""
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,8 @@ def read_raw(run: Callable[..., Any], ids: Sequence[int], *, with_vectors: bool)
         sources = _by_number(run, _SOURCES, part)
         vectors = _by_number(run, _VECTORS, part) if with_vectors else {}
         for row in rows:
+            if row[11] != "{}":
+                msgspec.json.decode(row[11])  # damage is noticed here, where it is known what it means
             found[row[0]] = Raw(row, sources.get(row[0], ()), vectors.get(row[0], (None,))[0])
     return found
 

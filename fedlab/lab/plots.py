@@ -9,10 +9,11 @@ import numpy as np
 
 from fedlab import plots as shared
 from fedlab._polars import pl
+from fedlab.errors import InvalidRequest
 from fedlab.lab.record import PHASES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     import plotly.graph_objects as go
@@ -116,7 +117,12 @@ class Plots:
         return figure.update_layout(hovermode="closest")
 
     def paired_differences(
-        self, baseline: str | None = None, *, metric: Metric = "true_reward", last: int | None = None
+        self,
+        baseline: str | None = None,
+        *,
+        metric: Metric = "true_reward",
+        last: int | None = None,
+        until: int | None = None,
     ) -> go.Figure:
         """The difference of each arm to a baseline: each seed, their mean with its interval, and p.
 
@@ -124,18 +130,20 @@ class Plots:
             baseline: Name of an arm; the first if None.
             metric: As of `learning_curves`.
             last: As of `reward_distribution`.
+            until: Only generations before this one.
         """
         base = self._results.arms[0] if baseline is None else baseline
-        summary = self._results.summary(base, metric=metric, last=last)
-        values = self._results.by_seed(metric=metric, last=last)
+        summary = self._results.summary(base, metric=metric, last=last, until=until)
+        values = self._results.by_seed(metric=metric, last=last, until=until)
         figure = shared.blank(
-            f"Difference to {base}, seed by seed{_late(last)}", f"difference in {_reward(metric)}", ""
+            f"Difference to {base}, seed by seed{_late(last, until)}", f"difference in {_reward(metric)}", ""
         )
         for row in summary.filter(pl.col("arm") != base).iter_rows(named=True):
             self._differences(figure, row, values[row["arm"]] - values[base])
         figure.add_vline(x=0, line={"color": "#444", "width": 1})
         figure.update_layout(hovermode="closest", showlegend=False, height=220 + 80 * len(summary))
-        return figure.update_yaxes(autorange="reversed")  # the first arm stands at the top
+        # The first arm stands at the top, with room for its p above it.
+        return figure.update_yaxes(range=[len(summary) - 1.4, -0.6])
 
     def lineage(self, *, metric: Metric = "true_reward") -> go.Figure:
         """How deep answers go back, and how much of the reward is due to agents that were dead by then.
@@ -187,6 +195,42 @@ class Plots:
         self._lines(figure, results.by_generation(held), "%{y:.3s}B", 1)
         figure.update_yaxes(rangemode="tozero")
         return figure
+
+    def against_theory(self, theory: Mapping[str, Sequence[float]], *, metric: Metric = "true_reward") -> go.Figure:
+        """What is predicted of arms by generation as lines, the simulation as points with intervals.
+
+        Args:
+            theory: For each arm that has a prediction, the expected mean reward of each generation:
+                `world.theory(…).mean`, where the world has one.
+            metric: As of `learning_curves`.
+
+        Raises:
+            InvalidRequest: If there is no such arm, or not a value for each generation.
+        """
+        numbers = self._results.numbers()
+        for arm, values in theory.items():
+            if arm not in self._marks:
+                known = ", ".join(map(repr, self._marks))
+                raise InvalidRequest(f"there is no arm {arm!r}, but {known}", field="theory")
+            if len(values) != len(numbers):
+                raise InvalidRequest(
+                    f"the theory of arm {arm!r} has {len(values)} values, and there are {len(numbers)} generations",
+                    field="theory",
+                )
+        lines = [
+            {"series": arm, "x": x, "y": float(y)}
+            for arm, values in theory.items()
+            for x, y in zip(numbers, values, strict=True)
+        ]
+        points = self._results.curves(metric=metric).filter(pl.col("arm").is_in(list(theory)))
+        return against_theory(
+            pl.DataFrame(lines, schema={"series": pl.String, "x": pl.Int64, "y": pl.Float64}),
+            points.rename({"arm": "series", "generation": "x"}),
+            title="Theory and simulation",
+            x="generation",
+            y=_reward(metric),
+            series=list(self._marks),
+        )
 
     def _lines(self, figure: go.Figure, means: pl.DataFrame, form: str, panel: int | None = None) -> None:
         """A line with a band for each arm; columns `arm`, `generation`, `mean`, `ci_low`, `ci_high`."""
@@ -264,22 +308,24 @@ def against_theory(
     names = list(dict.fromkeys([*(series or ()), *lines["series"], *found["series"]]))
     for name, mark in marks(names).items():
         line = lines.filter(pl.col("series") == name).sort("x")
-        figure.add_scatter(
-            x=line["x"].to_list(),
-            y=line["y"].to_list(),
-            name=f"{name}: theory" if name else "theory",
-            mode="lines",
-            line={"color": mark.colour, "dash": mark.dash, "width": 2},
-        )
+        if len(line):
+            figure.add_scatter(
+                x=line["x"].to_list(),
+                y=line["y"].to_list(),
+                name=f"{name}: theory" if name else "theory",
+                mode="lines",
+                line={"color": mark.colour, "dash": mark.dash, "width": 2},
+            )
         own = found.filter(pl.col("series") == name).sort("x")
-        figure.add_scatter(
-            x=own["x"].to_list(),
-            y=own["mean"].to_list(),
-            name=f"{name}: simulation" if name else "simulation (95 % interval)",
-            mode="markers",
-            marker={"color": mark.colour, "symbol": mark.symbol, "size": 9},
-            error_y=_errors(own.select("mean", "ci_low", "ci_high").rows(), mark.colour),
-        )
+        if len(own):
+            figure.add_scatter(
+                x=own["x"].to_list(),
+                y=own["mean"].to_list(),
+                name=f"{name}: simulation" if name else "simulation (95 % interval)",
+                mode="markers",
+                marker={"color": mark.colour, "symbol": mark.symbol, "size": 9},
+                error_y=_errors(own.select("mean", "ci_low", "ci_high").rows(), mark.colour),
+            )
     return figure.update_layout(hovermode="closest")
 
 
@@ -316,8 +362,9 @@ def _errors(points: Sequence[tuple[Any, Any, Any]], colour: str) -> dict[str, ob
     }
 
 
-def _late(last: int | None) -> str:
-    return "" if last is None else f", last {last} generations" if last > 1 else ", last generation"
+def _late(last: int | None, until: int | None = None) -> str:
+    late = "" if last is None else f", last {last} generations" if last > 1 else ", last generation"
+    return late if until is None else f"{late}, before generation {until}"
 
 
 def _pattern(mark: Mark) -> str:

@@ -95,20 +95,26 @@ class Results:
 
         return Plots(self)
 
-    def numbers(self, last: int | None = None) -> list[int]:
+    def numbers(self, last: int | None = None, *, until: int | None = None) -> list[int]:
         """Of the generations.
 
         Args:
             last: Only so many, from the end.
+            until: Only those before this one, as before a drift; the end is there.
 
         Raises:
             InvalidRequest: If there are not so many.
         """
         every = sorted(self.generations["generation"].unique())
+        if until is not None:
+            if not isinstance(until, int) or not 1 <= until <= len(every):
+                raise InvalidRequest(f"until is {until!r:.40}, and there are {len(every)} generations", field="until")
+            every = every[:until]
         if last is None:
             return every
         if not isinstance(last, int) or not 1 <= last <= len(every):
-            raise InvalidRequest(f"last is {last!r:.40}, and there are {len(every)} generations", field="last")
+            before = "" if until is None else f" before generation {until}"
+            raise InvalidRequest(f"last is {last!r:.40}, and there are {len(every)} generations{before}", field="last")
         return every[-last:]
 
     def scan(self, name: str) -> pl.LazyFrame:
@@ -129,7 +135,12 @@ class Results:
         return pl.scan_parquet(files).sort(self._place, *order, maintain_order=True)
 
     def summary(
-        self, baseline: str | None = None, *, metric: Metric = "true_reward", last: int | None = None
+        self,
+        baseline: str | None = None,
+        *,
+        metric: Metric = "true_reward",
+        last: int | None = None,
+        until: int | None = None,
     ) -> pl.DataFrame:
         """Each arm in one row: its mean over seeds, and its difference to a baseline, seed by seed.
 
@@ -137,6 +148,7 @@ class Results:
             baseline: Name of an arm.
             metric: What an answer was worth, or what its agent saw of that.
             last: Only so many generations, from the end.
+            until: Only generations before this one, as before a drift; the end is there.
 
         Returns:
             Columns `arm`, `seeds`, `mean`, `ci_low`, `ci_high`, `iqm` (interquartile mean), `diff`, `diff_low`,
@@ -148,7 +160,7 @@ class Results:
         """
         if baseline is not None:
             self._check_arm(baseline)
-        values = self.by_seed(metric=metric, last=last)
+        values = self.by_seed(metric=metric, last=last, until=until)
         summary = pl.DataFrame(
             [self._row(arm, values, baseline) for arm in self.arms],
             schema={
@@ -162,17 +174,22 @@ class Results:
         corrected = pl.Series("p_holm", statistics.holm(summary["p"].to_numpy())).fill_nan(None)
         return summary.insert_column(summary.columns.index("note"), corrected)
 
-    def by_seed(self, *, metric: Metric = "true_reward", last: int | None = None) -> dict[str, npt.NDArray[np.float64]]:
+    def by_seed(
+        self, *, metric: Metric = "true_reward", last: int | None = None, until: int | None = None
+    ) -> dict[str, npt.NDArray[np.float64]]:
         """The mean over tasks of each seed, for each arm; NaN where a cell is not finished.
 
         Args:
             metric: As of `summary`.
             last: As of `summary`.
+            until: As of `summary`.
         """
-        late = slice(-len(self.numbers(last)), None)
+        every = self.numbers()
+        chosen = [every.index(each) for each in self.numbers(last, until=until)]
         rewards, tasks = self._curves(_column(metric)), self._curves("tasks")
         return {
-            arm: (rewards[arm] * tasks[arm])[:, late].sum(axis=1) / tasks[arm][:, late].sum(axis=1) for arm in self.arms
+            arm: (rewards[arm] * tasks[arm])[:, chosen].sum(axis=1) / tasks[arm][:, chosen].sum(axis=1)
+            for arm in self.arms
         }
 
     def curves(self, *, metric: Metric = "true_reward") -> pl.DataFrame:
@@ -306,9 +323,16 @@ class Results:
             .sort(self._place, "generation")
         )
 
-    def table(self, baseline: str | None = None, *, metric: Metric = "true_reward", last: int | None = None) -> str:
+    def table(
+        self,
+        baseline: str | None = None,
+        *,
+        metric: Metric = "true_reward",
+        last: int | None = None,
+        until: int | None = None,
+    ) -> str:
         """The summary as lines of text."""
-        head, rows, notes = self._cells(self.summary(baseline, metric=metric, last=last), baseline)
+        head, rows, notes = self._cells(self.summary(baseline, metric=metric, last=last, until=until), baseline)
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -317,7 +341,7 @@ class Results:
         return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:], *notes])
 
     def __repr__(self) -> str:
-        return f"<Results {self.directory}: {self._state()}>"
+        return f"<Results {self._shown}: {self._state()}>"
 
     def __str__(self) -> str:
         return self.table()
@@ -325,7 +349,13 @@ class Results:
     def _repr_html_(self) -> str:
         head, rows, notes = self._cells(self.summary(), None)
         below = "".join(f"<br>{each}" for each in map(html.escape, notes))
-        return _html.table(f"Results of {self.directory}: {self._state()}", rows, head=head) + below
+        return _html.table(f"Results of {self._shown}: {self._state()}", rows, head=head) + below
+
+    @property
+    def _shown(self) -> Path:
+        """The directory as a reader of a saved notebook should see it: without where its author keeps it."""
+        here = Path.cwd()
+        return self.directory.relative_to(here) if self.directory.is_relative_to(here) else self.directory
 
     def _state(self) -> str:
         cells = self.generations.select("arm", "seed").unique().height

@@ -15,8 +15,9 @@ from fedlab.retention import MaxAge
 pytestmark = pytest.mark.timeout(900)
 
 ONE_GENERATION = MaxAge(days=10)
-AGENTS = 32
-TENANTS = (32, 16, 8, 4, 2)
+SHARING = (1, 2, 4, 8, 16)
+"""How many agents share a memory."""
+TENANTS = 12
 CULTURE = worlds.CumulativeCulture(alpha=1.0, beta=1.0)
 
 
@@ -28,24 +29,30 @@ def run(folder, world, arms, **sizes):
 
 @pytest.fixture(scope="module")
 def growth(tmp_path_factory):
-    """Growth of each isolated tenant in a generation, by arm: 32 agents in some tenants, which never meet."""
-    generations, seeds = 31, 3
-    imitator = learners.GumbelImitator()
-    arms = [Arm(f"{t}", imitator, retention=ONE_GENERATION, sharing=Islands(t)) for t in TENANTS]
-    arms.append(Arm("forever", imitator, sharing=Islands(8)))
-    results = run(
-        tmp_path_factory.mktemp("culture"),
-        CULTURE,
-        arms,
-        generations=generations,
-        agents_per_generation=AGENTS,
-        seeds=range(seeds),
-    )
-    place = ["arm", "seed", "tenant_id"]
-    means = results.episodes.group_by(*place, "generation").agg(pl.col("reward").mean()).sort("generation")
-    skill = pl.col("reward")
-    each = means.group_by(place).agg(growth=(skill.last() - skill.first()) / (generations - 1)).sort(place)
-    return {arm: each.filter(pl.col("arm") == arm)["growth"].to_numpy() for arm in results.arms}
+    """Growth of each isolated tenant in a generation, by how many agents share it; each number of agents with as many
+    tenants, because the best of many varies as much as the best of two.
+    """
+    generations, imitator, sizes = 31, learners.GumbelImitator(), {"seeds": range(2)}
+    found = {}
+    for n in SHARING:
+        arms = [Arm("a generation", imitator, retention=ONE_GENERATION, sharing=Islands(TENANTS))]
+        if n == 4:
+            arms.append(Arm("forever", imitator, sharing=Islands(TENANTS)))
+        results = run(
+            tmp_path_factory.mktemp("culture"),
+            CULTURE,
+            arms,
+            generations=generations,
+            agents_per_generation=n * TENANTS,
+            **sizes,
+        )
+        place = ["arm", "seed", "tenant_id"]
+        means = results.episodes.group_by(*place, "generation").agg(pl.col("reward").mean()).sort("generation")
+        skill = pl.col("reward")
+        each = means.group_by(place).agg(growth=(skill.last() - skill.first()) / (generations - 1)).sort(place)
+        for arm in results.arms:
+            found[arm, n] = each.filter(pl.col("arm") == arm)["growth"].to_numpy()
+    return found
 
 
 def agrees(values, theory):
@@ -55,22 +62,23 @@ def agrees(values, theory):
 
 
 def test_culture_grows_with_the_log_of_those_who_share_a_memory(growth):
-    held = [agrees(growth[f"{t}"], CULTURE.theory(AGENTS, tenants=t).per_generation) for t in TENANTS]
+    held = [agrees(growth["a generation", n], CULTURE.theory(n).per_generation) for n in SHARING]
     assert sum(held) >= 4
-    slope, _ = np.polyfit(np.log(AGENTS / np.array(TENANTS)), [growth[f"{t}"].mean() for t in TENANTS], 1)
+    slope, _ = np.polyfit(np.log(SHARING), [growth["a generation", n].mean() for n in SHARING], 1)
     assert slope == pytest.approx(CULTURE.beta, rel=0.05)
 
 
 def test_isolation_costs_beta_times_the_log_of_the_tenants(growth):
-    together, apart = growth["2"], growth["8"]
+    together, apart = growth["a generation", 16], growth["a generation", 4]
     error = np.hypot(stats.sem(together), stats.sem(apart))
-    assert together.mean() - apart.mean() == pytest.approx(CULTURE.beta * np.log(4), abs=1.96 * error)
+    cost = CULTURE.theory(16).per_generation - CULTURE.theory(16, tenants=4).per_generation
+    assert cost == pytest.approx(CULTURE.beta * np.log(4))
+    assert together.mean() - apart.mean() == pytest.approx(cost, abs=1.96 * error)
 
 
 def test_with_all_of_memory_culture_grows_as_records_are_broken(growth):
-    forever = CULTURE.theory(AGENTS, tenants=8, memory="forever").per_generation
-    assert agrees(growth["forever"], forever)
-    assert growth["forever"].mean() > growth["8"].mean()
+    assert agrees(growth["forever", 4], CULTURE.theory(4, memory="forever").per_generation)
+    assert growth["forever", 4].mean() > growth["a generation", 4].mean()
 
 
 CHAINS = 40

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from fedlab.errors import InvalidRequest
 from fedlab.lab.plots import against_theory, marks
 from fedlab.lab.results import Results
 from tests.lab.runs import outcome, write_run
@@ -104,6 +105,9 @@ def test_paired_differences_show_each_seed_and_the_mean(results):
         (row["diff_low"], row["diff_high"])
     )
     assert mean.text[0] == f"p = {row['p']:.2g}"
+    below, above = figure.layout.yaxis.range  # places of the arms count downwards from 0
+    assert above <= -0.5  # room for the first one's p
+    assert below > 1
 
 
 def test_stages_fill_each_generation(results):
@@ -133,6 +137,20 @@ def test_theory_is_a_line_and_simulation_points_with_intervals():
     assert (bars.array[0], bars.arrayminus[0]) == pytest.approx((0.3, 0.2))
     assert (figure.data[3].error_y.array[0], figure.data[3].error_y.arrayminus[0]) == (0, 0)
     assert figure.data[0].line.color == figure.data[1].marker.color != figure.data[2].line.color
+
+
+def test_a_theory_of_some_arms_stands_beside_what_they_did(results):
+    figure = results.plot.against_theory({"forever": np.linspace(0.3, 0.7, 5)})
+    assert [trace.name for trace in figure.data] == ["forever: theory", "forever: simulation"]
+    line, points = figure.data
+    assert list(line.x) == list(points.x) == [0, 1, 2, 3, 4]
+    assert list(line.y) == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
+    assert list(points.y) == results.curves().filter(pl.col("arm") == "forever")["mean"].to_list()
+    assert line.line.color == points.marker.color == marks(ARMS)["forever"].colour
+    with pytest.raises(InvalidRequest, match="no arm 'for ever', but 'no memory', 'forever', '90 days'"):
+        results.plot.against_theory({"for ever": [0.3]})
+    with pytest.raises(InvalidRequest, match="'forever' has 2 values, and there are 5 generations"):
+        results.plot.against_theory({"forever": [0.3, 0.4]})
 
 
 def test_a_figure_is_saved_as_a_page(results, tmp_path):

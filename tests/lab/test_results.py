@@ -74,6 +74,17 @@ def test_only_the_last_generations(results):
     assert last["mean"][1] == pytest.approx(np.mean([reward("forever", s, g) for s in SEEDS for g in (2, 3)]))
 
 
+def test_only_the_generations_before_a_drift(results):
+    before = results.summary("no memory", metric="reward", until=3)
+    assert before["mean"][1] == pytest.approx(np.mean([reward("forever", s, g) for s in SEEDS for g in (0, 1, 2)]))
+    only = results.summary("no memory", metric="reward", last=1, until=3)
+    assert only["mean"][1] == pytest.approx(np.mean([reward("forever", s, 2) for s in SEEDS]))
+    assert f"{only['mean'][1]:.3f}" in results.table(metric="reward", last=1, until=3)
+    figure = results.plot.paired_differences("no memory", metric="reward", last=1, until=3)
+    assert figure.layout.title.text.endswith("last generation, before generation 3")
+    assert figure.data[1].x[0] == pytest.approx(only["diff"][1])
+
+
 def test_a_generation_weighs_as_much_as_it_has_tasks(tmp_path):
     rows = [outcome("a", 0, 0, 1.0), *[outcome("a", 0, 1, 0.0, step=step) for step in range(3)]]
     assert Results(write_run(tmp_path / "run", rows)).summary()["mean"].to_list() == [0.25]
@@ -89,6 +100,8 @@ def test_a_generation_weighs_as_much_as_it_has_tasks(tmp_path):
         (lambda r: r.lineage(metric="score"), "metric is true_reward or reward, not 'score'"),
         (lambda r: r.summary(last=5), "last is 5, and there are 4 generations"),
         (lambda r: r.summary(last=0), "last is 0, and there are 4 generations"),
+        (lambda r: r.summary(until=5), "until is 5, and there are 4 generations"),
+        (lambda r: r.summary(last=3, until=2), "last is 3, and there are 2 generations before generation 2"),
         (lambda r: r.plot.reward_distribution(last=9), "last is 9, and there are 4 generations"),
         (lambda r: r.scan("cells"), "there is no frame 'cells', but episodes, generations, agents, costs"),
         (lambda r: r.measures(drift_at=4), "a drift in generation 4 of 4 does not leave 1 on both sides"),
@@ -209,6 +222,15 @@ def test_a_notebook_shows_the_summary_escaped(tmp_path):
     assert "<b>" not in shown.replace("<b>Results of", "")
     assert "&lt;b&gt;: one seed: no interval" in shown
     assert "1 arms, 1 of 1 cells finished" in shown
+
+
+def test_what_is_shown_does_not_tell_where_its_author_keeps_it(tmp_path, monkeypatch):
+    results = Results(write_run(tmp_path / "run", [outcome("a", 0, 0, 0.5)]))
+    assert str(tmp_path / "run") in repr(results)
+    monkeypatch.chdir(tmp_path)
+    for shown in (repr(results), results._repr_html_()):
+        assert "run: 1 arms" in shown
+        assert str(tmp_path) not in shown
 
 
 def test_frames_are_polars_and_lazy_where_asked(results):
