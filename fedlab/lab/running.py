@@ -13,19 +13,24 @@ import os
 import shutil
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import filelock
 import msgspec
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from fedlab.errors import ExperimentFailed, FedlabError, InvalidRequest
 from fedlab.lab.cell import Cell, embedder_of, seeded, tasks_of
 from fedlab.lab.manifest import differences, manifest
 from fedlab.lab.results import Results
 from fedlab.lab.vectors import Vectors
+
+with warnings.catch_warnings():
+    # In a notebook without widgets it says so, and where it is installed; its bar is text then.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
