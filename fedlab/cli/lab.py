@@ -27,28 +27,16 @@ def run(
 
 @app.command()
 def results(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")], as_json: AsJson = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    baseline: Annotated[str | None, typer.Option(help="The arm to which the others are compared.")] = None,
+    last: Annotated[int | None, typer.Option(help="Only so many generations, from the end.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print what came of an experiment, one line for each arm."""
-    from fedlab._polars import pl
     from fedlab.lab.results import Results
 
-    held = Results(run)
-    frame = held.generations
-    last = frame["generation"].max()
-    numbers = frame.group_by("arm", maintain_order=True).agg(
-        pl.col("seed").n_unique().alias("seeds"),
-        pl.col("true_reward_mean").mean().alias("mean"),
-        pl.col("true_reward_mean").filter(pl.col("generation") == last).mean().alias("last"),
-        pl.col("memory_size").filter(pl.col("generation") == last).mean().alias("memory"),
-    )
+    held = Results.open(run)
     if as_json:
-        typer.echo(numbers.write_ndjson(), nl=False)
-        return
-    width = max([3, *(len(name) for name in numbers["arm"])])
-    typer.echo(f"{'arm':{width}}  {'seeds':>5}  {'mean reward':>11}  {'in the last generation':>22}  {'memories':>9}")
-    for row in numbers.to_dicts():
-        typer.echo(
-            f"{row['arm']:{width}}  {row['seeds']:>5}  {row['mean']:>11.3f}  {row['last']:>22.3f}"
-            f"  {row['memory']:>9,.0f}"
-        )
+        typer.echo(held.summary(baseline, last=last).write_ndjson(), nl=False)
+    else:
+        typer.echo(held.table(baseline, last=last))

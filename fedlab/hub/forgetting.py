@@ -39,13 +39,18 @@ class Verdict(NamedTuple):
 
     Args:
         expired: Whose own `expires_at` has come.
-        condemned: What the policy removes beside that.
+        condemned: What each part of the policy removes beside that, and beside what those before it remove.
         held: What would go too, but is held.
     """
 
     expired: Ids
-    condemned: Ids
+    condemned: list[tuple[RetentionPolicy, Ids]]
     held: Ids
+
+    @property
+    def going(self) -> Ids:
+        """All that is to go."""
+        return united(self.expired, *(ids for _, ids in self.condemned))
 
 
 def read_policy(connection: sa.Connection, tenant_id: str) -> RetentionPolicy:
@@ -60,19 +65,21 @@ def judge(
     """What a policy removes at `now` (ms UTC), decided at one moment; with the tenant's index it takes less time."""
     rows = Rows(connection, tenant_id, now, index=index)
     expired = rows.ids(episodes.c.expires_at <= now)
-    condemned = rows.ids(policy.condemned(rows))
+    removing = [(part, rows.ids(part.condemned(rows))) for part in policy.parts]
     query = sa.select(holds.c.episode_id).where(holds.c.tenant_id == tenant_id).order_by(holds.c.episode_id)
     exempt = np.array(connection.scalars(query).all(), np.int64)
+    condemned, settled = [], united(expired, exempt)
+    for part, ids in removing:
+        condemned.append((part, np.setdiff1d(ids, settled, assume_unique=True)))
+        settled = united(settled, ids)
     return Verdict(
         expired=np.setdiff1d(expired, exempt, assume_unique=True),
-        condemned=np.setdiff1d(condemned, united(expired, exempt), assume_unique=True),
-        held=np.intersect1d(united(expired, condemned), exempt, assume_unique=True),
+        condemned=condemned,
+        held=np.intersect1d(united(expired, *(ids for _, ids in removing)), exempt, assume_unique=True),
     )
 
 
-def carry_out(
-    writer: Writer, engine: sa.Engine, tenant_id: str, verdict: Verdict, policy: RetentionPolicy, *, keep: bool
-) -> int:
+def carry_out(writer: Writer, engine: sa.Engine, tenant_id: str, verdict: Verdict, *, keep: bool) -> int:
     """Forget what is to go, each logged with the reason; returns how many were still there, and not held.
 
     Args:
@@ -80,14 +87,12 @@ def carry_out(
         engine: For reading.
         tenant_id: Whose episodes.
         verdict: What is to go.
-        policy: Which said so.
         keep: Whether what is forgotten goes to the attic.
     """
     removed = 0
-    reasons = ("retention: its expires_at has come", f"retention: {policy}")
-    for ids, reason in zip((verdict.expired, verdict.condemned), reasons, strict=True):
+    for why, ids in [("its expires_at has come", verdict.expired), *verdict.condemned]:
 
-        def prepare(part: Ids, reason: str = reason) -> Callable[[Transaction], int]:
+        def prepare(part: Ids, reason: str = f"retention: {why}") -> Callable[[Transaction], int]:
             # What an episode is never changes: it is packed before anyone has to wait for it.
             packed: dict[int, bytes] = {}
             if keep:

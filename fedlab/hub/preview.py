@@ -11,7 +11,7 @@ from fedlab.hub.schema import episodes, listed
 from fedlab.hub.usage import read_queries
 from fedlab.hub.values import RecallEffect, RetentionPreview
 from fedlab.retention import Rows
-from fedlab.retention.rows import DAY, united
+from fedlab.retention.rows import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def preview(
         verdict: What would go.
         now: Ms UTC.
     """
-    going = united(verdict.expired, verdict.condemned)
+    going = verdict.going
     total = connection.scalar(sa.select(sa.func.count()).where(episodes.c.tenant_id == tenant_id)) or 0
     columns = index.describe(going)
     age = np.maximum(now - columns.created_at, 0) / DAY

@@ -82,7 +82,7 @@ class RetentionMethods(HubCore):
             policy = forgetting.read_policy(connection, tenant_id)
             verdict = forgetting.judge(connection, index, tenant_id, policy, self.clock.now())
         keep = bool(self.keep_forgotten)
-        return forgetting.carry_out(self._writer, self._read_engine, tenant_id, verdict, policy, keep=keep)
+        return forgetting.carry_out(self._writer, self._read_engine, tenant_id, verdict, keep=keep)
 
 
 def _checked(policy: object) -> RetentionPolicy:

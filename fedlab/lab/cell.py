@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fedlab.embedding import Embedder
     from fedlab.lab.arm import Arm
     from fedlab.lab.experiment import Experiment
+    from fedlab.lab.ledger import Stumble
     from fedlab.lab.world import Outcome, World
     from fedlab.retention import RetentionPolicy
 
@@ -65,7 +66,7 @@ class Life:
     place: int
     rng: np.random.Generator
     chance: np.random.Generator
-    trials: list[tuple[Task, Trial, str | None, float | None]]
+    trials: list[tuple[Task, Trial, Stumble, float | None]]
 
 
 class Cell:
@@ -205,10 +206,11 @@ class Cell:
         self._rewards[1].extend(_true_reward(trial.outcome) for trial in trials[:1])
         stages = [self._stage(life.agent.tenant_id, task, trial) for trial in trials]
         instead: list[float | None] = [None] * len(trials)
-        if self._shadow is not None and "forgotten" in stages:
+        if self._shadow is not None and any(stage == "forgotten" for stage, _ in stages):
             again = await self._try_again(self._shadow, life.agent.tenant_id, task, states)
             if len(again) == len(trials):
-                instead = [value if stage == "forgotten" else None for value, stage in zip(again, stages, strict=True)]
+                pairs = zip(again, stages, strict=True)
+                instead = [value if stage == "forgotten" else None for value, (stage, _) in pairs]
         life.trials += zip([task] * len(trials), trials, stages, instead, strict=True)
 
     async def _try_again(
@@ -220,10 +222,10 @@ class Cell:
         async with EphemeralAgent.spawn(shadow, tenant_id, agent_id="again", clock=self._clock) as agent:
             return [_true_reward(trial.outcome) for trial in await self._trials.go(agent, task, rng, chance)]
 
-    def _stage(self, tenant_id: str, task: Task, trial: Trial) -> str | None:
+    def _stage(self, tenant_id: str, task: Task, trial: Trial) -> Stumble:
         helpful = getattr(self._world, "helpful", None)
         if helpful is None or _true_reward(trial.outcome) >= SUCCESS:
-            return None
+            return None, None
         return self._ledger.stage(helpful, task, tenant_id, trial.step.recalled)
 
     async def _end(self, life: Life) -> list[tuple[Episode, Outcome]]:
@@ -302,7 +304,7 @@ class Cell:
         trial: Trial,
         outcome: Outcome,
         episode: Episode | None,
-        stage: str | None,
+        stage: Stumble,
         counterfactual: float | None,
     ) -> None:
         tenant_id, step = life.agent.tenant_id, trial.step
@@ -325,7 +327,7 @@ class Cell:
             self._ledger.origins(tenant_id, step.used),
             step.similarity,
             self._clock.now(),
-            stage,
+            *stage,
             counterfactual,
             metadata_json({**step.metadata, **outcome.metadata}),
         )

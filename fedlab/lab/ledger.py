@@ -4,7 +4,7 @@ ledger tells where memory failed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from fedlab.episode import metadata_json
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Helpful = Callable[[Task, Outcome], bool]
 
 Stage = Literal["never stored", "forgotten", "not recalled", "not used"]
+Stumble: TypeAlias = tuple[Stage | None, str | None]
+"""Where memory failed, or None if it did not; and why the memory is gone, where one is."""
 
 
 class Entry(NamedTuple):
@@ -27,11 +29,13 @@ class Entry(NamedTuple):
         outcome: As its learner was told of it: with the right answer under corrective feedback only.
         origin: The id under which it was stored first, before it migrated.
         bytes: Texts, metadata and vector.
+        reason: The sentence with which the log says why it is forgotten.
     """
 
     outcome: Outcome
     origin: str
     bytes: int
+    reason: str | None = None
 
 
 class Ledger:
@@ -63,15 +67,15 @@ class Ledger:
         """Episodes are forgotten."""
         for each in gone:
             entry = self.live[each.tenant_id].pop(each.episode_id)
-            self.forgotten.setdefault(each.tenant_id, {})[each.episode_id] = entry
+            self.forgotten.setdefault(each.tenant_id, {})[each.episode_id] = entry._replace(reason=each.reason)
 
     def origins(self, tenant_id: str, ids: Iterable[str]) -> list[str]:
         """The ids under which live episodes were stored first."""
         live = self.live.get(tenant_id, {})
         return [live[each].origin if each in live else each for each in ids]
 
-    def stage(self, helpful: Helpful, task: Task, tenant_id: str, recalled: Sequence[str]) -> Stage:
-        """Where memory failed a task.
+    def stage(self, helpful: Helpful, task: Task, tenant_id: str, recalled: Sequence[str]) -> Stumble:
+        """Where memory failed a task; and if what would have helped was forgotten, why the last of it was.
 
         Args:
             helpful: Of the world.
@@ -81,8 +85,10 @@ class Ledger:
         """
         live = self.live.get(tenant_id, {})
         if any(helpful(task, live[each].outcome) for each in recalled if each in live):
-            return "not used"
+            return "not used", None
         if any(helpful(task, entry.outcome) for entry in live.values()):
-            return "not recalled"
-        gone = self.forgotten.get(tenant_id, {})
-        return "forgotten" if any(helpful(task, entry.outcome) for entry in gone.values()) else "never stored"
+            return "not recalled", None
+        for entry in reversed(self.forgotten.get(tenant_id, {}).values()):
+            if helpful(task, entry.outcome):
+                return "forgotten", entry.reason
+        return "never stored", None

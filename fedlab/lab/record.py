@@ -35,6 +35,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "forgotten_generation": pl.Int64,
         "forgotten_reason": pl.String,
         "stage": pl.String,
+        "stage_reason": pl.String,
         "counterfactual_reward": pl.Float64,
         "metadata": pl.String,
     },

@@ -152,7 +152,8 @@ class Results:
 
         Returns:
             Columns `arm`, `seeds`, `mean`, `ci_low`, `ci_high`, `iqm` (interquartile mean), `diff`, `diff_low`,
-            `diff_high`, `p` and `note`; intervals are for 95 %. What cannot be said is null, and the note says why.
+            `diff_high`, `p`, `p_holm` (corrected for the number of arms that are compared) and `note`; intervals are
+            for 95 %, each on its own. What cannot be said is null, and the note says why.
 
         Raises:
             InvalidRequest: If there is no such arm, metric or number of generations.
@@ -160,7 +161,7 @@ class Results:
         if baseline is not None:
             self._check_arm(baseline)
         values = self.by_seed(metric=metric, last=last, until=until)
-        return pl.DataFrame(
+        summary = pl.DataFrame(
             [self._row(arm, values, baseline) for arm in self.arms],
             schema={
                 "arm": pl.String,
@@ -170,6 +171,8 @@ class Results:
             },
             orient="row",
         )
+        corrected = pl.Series("p_holm", statistics.holm(summary["p"].to_numpy())).fill_nan(None)
+        return summary.insert_column(summary.columns.index("note"), corrected)
 
     def by_seed(
         self, *, metric: Metric = "true_reward", last: int | None = None, until: int | None = None
@@ -281,34 +284,22 @@ class Results:
         """Where memory failed: of the failed tasks of each arm and generation, how many at which stage.
 
         Returns:
-            Columns `arm`, `generation`, `stage`, `policy` (the sentence with which the log says why, where a memory
-            was forgotten and the arm has one policy), `tasks`, `share` (of the failed tasks; the shares of a
-            generation add up to 1) and `rescued` (the share of these tasks in which the answer was better with
-            the forgotten memories put back; null where that was not tried). Only worlds that say which memories would
-            have helped have rows here.
+            Columns `arm`, `generation`, `stage`, `policy` (the sentence with which the log says why what would have
+            helped was forgotten, one row for each; of several memories, the one forgotten last), `tasks`, `share` (of
+            the failed tasks; the shares of a generation add up to 1) and `rescued` (the share of these tasks in which
+            the answer was better with the forgotten memories put back; null where that was not tried). Only worlds
+            that say which memories would have helped have rows here.
         """
-        failed = (
-            self.scan("episodes")
-            .filter(pl.col("stage").is_not_null())
-            .select("arm", "generation", "stage", "true_reward", "counterfactual_reward")
-            .collect()
-        )
-        policies = (
-            self.scan("episodes")
-            .group_by("arm")
-            .agg(pl.col("forgotten_reason").drop_nulls().unique())
-            .filter(pl.col("forgotten_reason").list.len() == 1)
-            .select("arm", pl.col("forgotten_reason").list.first().alias("policy"), pl.lit("forgotten").alias("stage"))
-            .collect()
-        )
         better = pl.col("counterfactual_reward") > pl.col("true_reward")
         return (
-            failed.group_by("arm", "generation", "stage")
+            self.scan("episodes")
+            .filter(pl.col("stage").is_not_null())
+            .group_by("arm", "generation", "stage", pl.col("stage_reason").alias("policy"))
             .agg(pl.len().cast(pl.Int64).alias("tasks"), better.mean().alias("rescued"))
-            .join(policies, on=["arm", "stage"], how="left")
             .with_columns((TASKS / TASKS.sum().over("arm", "generation")).alias("share"))
             .select("arm", "generation", "stage", "policy", "tasks", "share", "rescued")
-            .sort(self._place, "generation", pl.col("stage").cast(pl.Enum(STAGES)))
+            .collect()
+            .sort(self._place, "generation", pl.col("stage").cast(pl.Enum(STAGES)), "policy")
         )
 
     def lineage(self, *, metric: Metric = "true_reward") -> Lineage:
@@ -375,7 +366,7 @@ class Results:
     def _cells(self, summary: pl.DataFrame, baseline: str | None) -> tuple[list[str], list[list[str]], list[str]]:
         """Head, rows and notes of the summary as text."""
         head = ["arm", "seeds", "mean (95 % interval)", "IQM"]
-        head += [] if baseline is None else [f"difference to {baseline} (95 % interval)", "p"]
+        head += [] if baseline is None else [f"difference to {baseline}", "p", "p (Holm)"]
         rows = []
         for row in summary.iter_rows(named=True):
             cells = [
@@ -387,7 +378,7 @@ class Results:
             if baseline is not None:
                 cells += [
                     _interval(row["diff"], row["diff_low"], row["diff_high"], sign="+"),
-                    "" if row["p"] is None else f"{row['p']:.2g}",
+                    *("" if row[name] is None else f"{row[name]:.2g}" for name in ("p", "p_holm")),
                 ]
             rows.append(cells)
         return head, rows, [f"{arm}: {note}" for arm, note in summary.select("arm", "note").rows() if note]

@@ -165,7 +165,8 @@ class Run:
             try:
                 self._write_cell(name, outcome)
             except OSError as error:
-                message = f"arm {arm.name!r}, seed {seed}: its results could not be written: {error}"
+                last = self.experiment.generations - 1
+                message = f"arm {arm.name!r}, seed {seed}, generation {last}: its results can not be written: {error}"
                 outcome = Failure(message, traceback.format_exc())
             else:
                 failed.unlink(missing_ok=True)
@@ -199,6 +200,8 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise InvalidRequest(f"{self.directory} is a file; a run lives in a directory") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
         try:
             with filelock.FileLock(self.directory / "run.lock", blocking=False, thread_local=False):
                 yield
@@ -212,7 +215,10 @@ class Run:
             others = [each.name for each in self.directory.iterdir() if each.name != "run.lock"]
             if others:
                 raise InvalidRequest(f"{self.directory} holds no run, but {others[0]!r}: choose an empty directory")
-            _write(file, msgspec.json.format(msgspec.json.encode(new), indent=1))
+            try:
+                _write(file, msgspec.json.format(msgspec.json.encode(new), indent=1))
+            except OSError as error:
+                raise self._unwritable(error) from None
             return
         old = msgspec.json.decode(file.read_bytes())
         compared = [{name: each.get(name) for name in ("experiment", "hub", "data_hash")} for each in (old, new)]
@@ -223,6 +229,9 @@ class Run:
                 f"{'' if len(found) <= 5 else f' and {len(found) - 5} more'}. Run this one in another directory",
                 differences=found,
             )
+
+    def _unwritable(self, error: OSError) -> ExperimentFailed:
+        return ExperimentFailed(f"nothing was run: {self.directory} can not be written: {error}", cells=[])
 
     def _note_time(self, began: float, cells: int) -> None:
         file = self.directory / "timings.json"

@@ -166,6 +166,26 @@ def compare(
     )
 
 
+def holm(ps: Numbers) -> Values:
+    """The p of several tests, corrected so that of all of them one is below a level by chance no oftener than that.
+
+    The smallest counts as often as there are tests, the next once less, none less than the one before (Holm 1979,
+    Scandinavian Journal of Statistics 6:65).
+
+    Args:
+        ps: One a test; NaN where there is none.
+
+    >>> holm([0.02, 0.01, 0.6])
+    array([0.04, 0.03, 0.6 ])
+    """
+    given = np.asarray(ps, dtype=float)
+    tested = np.flatnonzero(np.isfinite(given))
+    order = tested[np.argsort(given[tested])]
+    corrected = np.full_like(given, np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(given[order] * np.arange(len(order), 0, -1)), 1)
+    return corrected
+
+
 def area_under_curve(curves: npt.ArrayLike, generations: npt.ArrayLike | None = None) -> Values:
     """Mean height of each learning curve: the area by the trapezoidal rule over the generations it spans.
 

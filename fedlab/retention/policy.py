@@ -39,6 +39,11 @@ class RetentionPolicy(
         """
         raise NotImplementedError
 
+    @property
+    def parts(self) -> tuple[RetentionPolicy, ...]:
+        """The policies of which each may remove an episode alone: the log names the first that does."""
+        return (self,)
+
     def __and__(self, other: RetentionPolicy) -> RetentionPolicy:
         return Both(self, other) if isinstance(other, RetentionPolicy) else NotImplemented
 
@@ -106,6 +111,11 @@ class Both(RetentionPolicy, frozen=True):
     def condemned(self, rows: Rows) -> Ids:
         """What either would remove."""
         return united(*(rows.ids(each.condemned(rows)) for each in (self.first, self.second)))
+
+    @property
+    def parts(self) -> tuple[RetentionPolicy, ...]:
+        """Those of both."""
+        return (*self.first.parts, *self.second.parts)
 
     def __str__(self) -> str:
         return f"({self.first}) and ({self.second})"

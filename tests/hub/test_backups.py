@@ -41,7 +41,7 @@ def tables(directory: Path) -> dict[str, list]:
     return held
 
 
-def test_fifty_backups_under_32_pushing_clients_hold_all_that_was_acknowledged_before(tmp_path, vector):
+def test_fifty_backups_under_32_pushing_clients_verify_and_hold_all_that_was_acknowledged_before(tmp_path, vector):
     direction, acknowledged, over = vector(1), [], threading.Event()
     permits = threading.Semaphore(0)
 
@@ -68,6 +68,9 @@ def test_fifty_backups_under_32_pushing_clients_hold_all_that_was_acknowledged_b
                 held = set(restored.episodes()["id"])
                 assert before <= held
                 assert len(held) == manifest.episodes
+                report = restored.verify()
+                assert report.ok, report.problems
+                assert report.episodes == len(held)
             shutil.rmtree(tmp_path / "restored")
         over.set()
         permits.release(32)

@@ -224,7 +224,10 @@ def test_any_policy_removes_exactly_what_it_says(plan, looks, policy):
         } - going
         log = [each for each in hub.read_changes(limit=None) if each.kind == "episode_forgotten"]
         assert {each.subject for each in log} == going
-        assert {each.reason for each in log} <= {f"retention: {policy}", "retention: its expires_at has come"}
+        assert {each.reason for each in log} <= {
+            "retention: its expires_at has come",
+            *(f"retention: {part}" for part in policy.parts),
+        }
         assert hub.stats("rival").episodes == 1
         assert hub.verify().ok
 
@@ -248,6 +251,21 @@ def old(hub, episode, vector, count: int, **fields) -> list[str]:
     made = [episode(n, vector=vector(n), created_at=NOW - 365 * DAY, **fields) for n in range(count)]
     hub.put(made)
     return [each.id for each in made]
+
+
+def test_of_two_policies_the_log_names_the_one_that_removed(hub, episode, vector):
+    recent = [episode(n, id=f"x{n}", reward=n / 10, vector=vector(n), created_at=NOW - DAY) for n in range(10)]
+    hub.put([*recent, episode(0, id="old", reward=0.9, vector=vector(99), created_at=NOW - 99 * DAY)])
+    hub.set_retention("acme", (MaxAge(30) & MinReward(0.3)) & MaxEpisodes(5))
+    assert hub.preview_retention("acme").policy == str(hub.retention("acme"))
+    hub.apply_retention("acme")
+    reasons = {each.subject: each.reason for each in hub.read_changes(kind="episode_forgotten")}
+    assert reasons == {
+        "old": f"retention: {MaxAge(30)}",
+        **{f"x{n}": f"retention: {MinReward(0.3)}" for n in range(3)},
+        **{f"x{n}": f"retention: {MaxEpisodes(5)}" for n in (3, 4)},
+    }
+    assert hub.verify().ok
 
 
 def test_an_episodes_own_expiry_is_asked_by_the_episode_and_holds_with_the_default(hub, clock, episode, vector):

@@ -7,7 +7,7 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
-from fedlab import Hub, InvalidRequest, MaxAge, MaxEpisodes, Random
+from fedlab import Hub, InvalidRequest, MaxAge, MaxEpisodes, MinReward, Random
 from fedlab.lab import Arm, Islands, NoisyEvaluator, Outcome, Query, Task
 from fedlab.retention import Unused
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
@@ -133,6 +133,31 @@ def test_stages_tell_where_memory_failed(tmp_path):
     assert "not recalled" in stages["blind"]
     assert "forgotten" in stages["forgets"]
     assert stages["nothing"] == {"never stored"}
+
+
+def test_what_was_forgotten_is_attributed_to_the_policy_that_removed_it(tmp_path):
+    results = ran(
+        tmp_path,
+        Arm("two reasons", Copier(k=30), retention=MinReward(0.5) & MaxAge(25), capacity=5),
+        world=Parity(most=6),
+        generations=8,
+    )
+    frame = results.episodes
+    reasons = dict(frame.select("episode_id", "forgotten_reason").iter_rows())
+    successes = frame.filter(pl.col("true_reward") == 1)
+    for row in frame.filter(pl.col("stage") == "forgotten").to_dicts():
+        # Only what was right helps: what MinReward removed is no loss.
+        helpful = successes.filter(
+            pl.col("input") == row["input"], pl.col("seed") == row["seed"], pl.col("generation") < row["generation"]
+        )
+        assert row["stage_reason"] in {reasons[each] for each in helpful["episode_id"]}
+    assert (
+        frame.filter(pl.col("stage") != "forgotten")["stage_reason"].null_count()
+        == frame.filter(pl.col("stage") != "forgotten").height
+    )
+    stages = results.stages().filter(pl.col("stage") == "forgotten")
+    assert set(stages["policy"]) == {f"retention: {MaxEpisodes(5)}"}
+    assert set(reasons.values()) == {None, *(f"retention: {each}" for each in (MinReward(0.5), MaxEpisodes(5)))}
 
 
 def test_the_counterfactual_puts_forgotten_memories_back(tmp_path):

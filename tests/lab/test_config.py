@@ -7,7 +7,7 @@ import pytest
 
 from fedlab import InvalidRequest, MaxAge
 from fedlab.cli import main
-from fedlab.lab import Arm, Islands, NoisyEvaluator
+from fedlab.lab import Arm, Islands, NoisyEvaluator, Results
 from fedlab.lab.config import load
 from tests.lab.small import Copier, experiment
 
@@ -75,12 +75,13 @@ def test_the_shell_runs_an_experiment_and_shows_its_results(tmp_path, capsys):
     (tmp_path / "e.toml").write_text(CONFIG)
     main_ok("run", str(tmp_path / "e.toml"), "--output", str(tmp_path / "run"))
     assert "ninety days" in capsys.readouterr().out
-    main_ok("results", str(tmp_path / "run"), "--json")
+    results = Results.open(tmp_path / "run")
+    for options, baseline, last in (((), None, None), (("--baseline", "guesser", "--last", "1"), "guesser", 1)):
+        main_ok("results", str(tmp_path / "run"), *options)
+        assert capsys.readouterr().out == results.table(baseline, last=last) + "\n"
+    main_ok("results", str(tmp_path / "run"), "--json", "--baseline", "guesser")
     rows = [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(row["arm"], row["seeds"], row["memory"] > 0) for row in rows] == [
-        ("ninety days", 2, True),
-        ("guesser", 2, True),
-    ]
+    assert rows == results.summary("guesser").to_dicts()
 
 
 def test_the_shell_runs_an_experiment_of_a_module(tmp_path, capsys):
@@ -93,6 +94,14 @@ def test_a_directory_without_a_run_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["results", str(tmp_path)])
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_baseline_that_is_no_arm_is_named(tmp_path, capsys):
+    main_ok("run", "tests.lab.test_config:IN_A_MODULE", "-o", str(tmp_path / "run"))
+    with pytest.raises(SystemExit) as end:
+        main(["results", str(tmp_path / "run"), "--baseline", "nobody"])
+    assert end.value.code
+    assert "there is no arm 'nobody', but 'copier'" in capsys.readouterr().err
 
 
 def main_ok(*arguments: str) -> None:

@@ -41,7 +41,7 @@ def test_frames_are_in_the_order_of_the_experiment(results):
 def test_summary_is_the_contract(results):
     summary = results.summary(baseline="no memory", metric="reward")
     assert summary.columns == [
-        *("arm", "seeds", "mean", "ci_low", "ci_high", "iqm", "diff", "diff_low", "diff_high", "p", "note")
+        *("arm", "seeds", "mean", "ci_low", "ci_high", "iqm", "diff", "diff_low", "diff_high", "p", "p_holm", "note")
     ]
     assert summary["arm"].to_list() == list(REWARDS)
     own = {arm: np.array([np.mean([reward(arm, s, g) for g in range(4)]) for s in SEEDS]) for arm in REWARDS}
@@ -55,7 +55,9 @@ def test_summary_is_the_contract(results):
     compared = statistics.compare(own["forever"], own["no memory"])
     assert [forever[name] for name in ("diff", "diff_low", "diff_high", "p")] == pytest.approx(compared[1:5])
     assert forever["p"] == pytest.approx(2 / 2**8)
-    assert summary.row(0)[6:10] == (None,) * 4, "the baseline is not compared to itself"
+    assert summary["p_holm"].to_list()[1:] == pytest.approx(statistics.holm(summary["p"].to_list()[1:]))
+    assert forever["p_holm"] == pytest.approx(4 / 2**8), "two arms are compared"
+    assert summary.row(0)[6:11] == (None,) * 5, "the baseline is not compared to itself"
 
 
 def test_without_a_baseline_nothing_is_compared(results):
@@ -180,17 +182,19 @@ def test_stages_are_shares_of_the_failed_tasks(tmp_path):
     policy = "MaxAge(days=90)"
     rows = [
         outcome("a", 0, 0, 1.0, forgotten_generation=0, forgotten_reason=policy),
-        outcome("a", 0, 1, 0.0, stage="forgotten", counterfactual_reward=1.0),
-        outcome("a", 0, 1, 0.0, stage="forgotten", counterfactual_reward=0.0),
+        outcome("a", 0, 1, 0.0, stage="forgotten", stage_reason=policy, counterfactual_reward=1.0),
+        outcome("a", 0, 1, 0.0, stage="forgotten", stage_reason="by hand", counterfactual_reward=1.0),
+        outcome("a", 0, 1, 0.0, stage="forgotten", stage_reason=policy, counterfactual_reward=0.0),
         outcome("a", 0, 1, 0.0, stage="not used"),
         outcome("a", 1, 1, 0.0, stage="never stored"),
         outcome("a", 1, 1, 1.0),
         outcome("b", 0, 1, 0.0, stage="not recalled"),
     ]
     assert Results(write_run(tmp_path / "run", rows)).stages().rows() == [
-        ("a", 1, "never stored", None, 1, 0.25, None),
-        ("a", 1, "forgotten", policy, 2, 0.5, 0.5),
-        ("a", 1, "not used", None, 1, 0.25, None),
+        ("a", 1, "never stored", None, 1, 0.2, None),
+        ("a", 1, "forgotten", policy, 2, 0.4, 0.5),
+        ("a", 1, "forgotten", "by hand", 1, 0.2, 1.0),
+        ("a", 1, "not used", None, 1, 0.2, None),
         ("b", 1, "not recalled", None, 1, 1.0, None),
     ]
 
@@ -207,7 +211,7 @@ def test_the_summary_as_text_fits_a_terminal_and_names_what_it_cannot_say(result
     assert len(lines) == 5
     assert max(map(len, lines)) < 100
     assert lines[3].split()[0:2] == ["forever", "8"]
-    assert lines[3].endswith("0.0078")
+    assert lines[3].split()[-2:] == ["0.0078", "0.016"]
     assert "+0.3" in lines[3]
     lone = Results(write_run(tmp_path / "lone", [outcome("a", 0, 0, 0.5)]))
     assert str(lone).splitlines()[-2:] == ["a    1      0.500                 0.500", "a: one seed: no interval"]

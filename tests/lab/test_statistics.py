@@ -19,6 +19,7 @@ from fedlab.lab.statistics import (
     forgetting,
     forward_transfer,
     generations_to,
+    holm,
     interquartile_mean,
 )
 
@@ -216,3 +217,22 @@ def test_forward_transfer_is_a_share_of_what_could_be_gained():
 def test_a_curve_has_two_dimensions():
     with pytest.raises(ValueError, match=r"shape \(seeds, generations\), not \(3,\)"):
         area_under_curve([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("ps", "corrected"),
+    [
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.001, 0.9, 0.8], [0.003, 1, 1]),
+        ([np.nan, 0.02, np.nan], [np.nan, 0.02, np.nan]),
+        ([], []),
+    ],
+)
+def test_the_p_of_several_tests_are_corrected_step_by_step(ps, corrected):
+    assert holm(ps) == pytest.approx(corrected, nan_ok=True)
+
+
+def test_holms_correction_keeps_the_rate_of_any_false_alarm():
+    ps = np.random.default_rng(0).uniform(size=(2_000, 5))
+    alarms = [holm(each).min() <= 0.05 for each in ps]
+    assert np.mean(alarms) == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / 2_000))

@@ -60,6 +60,49 @@ async def test_an_admin_backs_up_over_the_wire_by_name(hub: Hub, tmp_path: Path,
     assert names(tmp_path) == ["backups", "hub", "runtime"]
 
 
+async def test_backups_asked_for_while_32_sockets_push_verify_and_hold_all_that_was_acknowledged_before(
+    hub: Hub, tmp_path: Path, episode: Make, vector: Callable[[int], Any]
+):
+    direction, acknowledged, during = vector(1), [], []
+    pushing = asyncio.Event()
+
+    async def push(url: str, client: int) -> None:
+        async with fedlab.connect(url) as connection:
+            while await pushing.wait():
+                one = episode(client, tenant_id=f"t{client % 4}", agent_id=f"a{client}", vector=direction)
+                await connection.put(one)
+                acknowledged.append(one.id)
+
+    def check(name: str, before: set[str], episodes: int) -> None:
+        with Hub.restore(tmp_path / "backups" / name, tmp_path / name) as restored:
+            report = restored.verify()
+            assert report.ok, report.problems
+            held = set(restored.episodes()["id"])
+        assert before <= held
+        assert len(held) == episodes
+
+    async with (
+        fedlab.serve(hub, port=0, backup_dir=tmp_path / "backups") as server,
+        fedlab.connect(server.url) as admin,
+    ):
+        clients = [asyncio.create_task(push(server.url, number)) for number in range(32)]
+        for number, base in enumerate([None, "backup-0", "backup-1", None, "backup-3"]):
+            pushing.set()
+            seen = len(acknowledged)
+            await until(lambda: len(acknowledged) >= seen + 100)  # noqa: B023  # called in this turn alone
+            before = set(acknowledged)
+            manifest = await admin.backup(f"backup-{number}", base=base)
+            during.append(len(acknowledged) - len(before))
+            pushing.clear()
+            await asyncio.to_thread(check, f"backup-{number}", before, manifest.episodes)
+        for each in clients:
+            each.cancel()
+        assert {type(each) for each in await asyncio.gather(*clients, return_exceptions=True)} == {
+            asyncio.CancelledError
+        }
+    assert min(during) > 0
+
+
 async def test_only_an_admin_of_the_whole_hub_may(hub: Hub, server: Any, token: Any, episode: Make):
     hub.put(episode(1))
     for tenant, role in (("acme", "observer"), ("acme", "agent"), ("acme", "admin")):
