@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlab.errors import HubLocked, InvalidRequest
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import contextlib
 
     from fedlab.net import SyncConnection
 
@@ -44,30 +40,10 @@ def options(
     """A persistent memory for agents that come and go."""
 
 
-@contextlib.contextmanager
-def open_hub(target: str, token: str | None, patience: float = PATIENCE) -> Iterator[SyncConnection]:
-    """A connection to a URL, to a directory, or to the running hub that has that directory open."""
-    from fedlab.hub import Hub
-    from fedlab.net import connect_sync
-    from fedlab.net.discovery import find_data
+def open_hub(
+    target: str, token: str | None, patience: float = PATIENCE
+) -> contextlib.AbstractContextManager[SyncConnection]:
+    """See `fedlab.net.open_hub`, which is imported when it is needed: `--help` is quick."""
+    from fedlab import net
 
-    if "://" in target:
-        with connect_sync(target, token, retry_for=patience) as connection:
-            yield connection
-        return
-    path = Path(target)
-    if not (path / "hub.db").exists():
-        raise InvalidRequest(
-            f"{target} is no hub: a hub's directory has a hub.db, and a URL begins with ws:// or wss://"
-        )
-    try:
-        hub = Hub(path)
-    except HubLocked:
-        running = find_data(path)
-        if running is None:
-            raise
-        with connect_sync(running.url, token, retry_for=patience) as connection:
-            yield connection
-        return
-    with hub, connect_sync(hub) as connection:
-        yield connection
+    return net.open_hub(target, token, retry_for=patience)

@@ -92,6 +92,8 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
         embedder: Name of the model that makes the vectors.
         dimension: Of the vectors.
         version: Of fedlab.
+        role: What whoever asks may do: `observer`, `agent` or `admin`.
+        tenant_id: The only tenant that whoever asks may see; None for all.
     """
 
     hub_id: str
@@ -100,6 +102,8 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
     embedder: str
     dimension: int
     version: str
+    role: str = "admin"
+    tenant_id: str | None = None
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):

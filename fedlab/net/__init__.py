@@ -3,6 +3,7 @@
 from fedlab.net.connecting import connect, connect_sync
 from fedlab.net.connection import HubConnection
 from fedlab.net.local import LocalConnection
+from fedlab.net.opening import open_hub
 from fedlab.net.server import HubServer, serve
 from fedlab.net.settings import SETTINGS, Settings
 from fedlab.net.sync import SyncConnection
@@ -21,6 +22,7 @@ __all__ = [
     "connect_sync",
     "load_key",
     "make_token",
+    "open_hub",
     "read_token",
     "serve",
 ]

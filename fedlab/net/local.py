@@ -17,6 +17,7 @@ from fedlab.hub.values import Life
 from fedlab.net import protocol
 from fedlab.net.commits import Commits
 from fedlab.net.connection import HubConnection
+from fedlab.net.tokens import Identity
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fedlab.net.backups import Backups
 
 
+OWNER = Identity(role="admin")
+"""Who has the hub in its own process."""
 INLINE_K = 100
 """Largest k of a recall by vector that runs on the event loop: about a millisecond."""
 
@@ -39,6 +42,7 @@ class LocalConnection(HubConnection):
     Args:
         hub: The hub.
         actor: How the change log names who works through this connection.
+        identity: What whoever works through it may do; it is told so, and the server sees to it.
         commits: Of the event loop; shared by the connections of a server.
         holders: Which connection carries which living agent; shared by the connections of a server, so that
             an agent who resumed elsewhere is not released by the connection it left.
@@ -50,12 +54,14 @@ class LocalConnection(HubConnection):
         hub: Hub,
         *,
         actor: str = "local",
+        identity: Identity = OWNER,
         commits: Commits | None = None,
         holders: dict[tuple[str, str], LocalConnection] | None = None,
         backups: Backups | None = None,
     ) -> None:
         self.hub = hub
         self.actor = actor
+        self.identity = identity
         self._closed = False
         self._commits = commits
         self._backups = backups
@@ -68,7 +74,7 @@ class LocalConnection(HubConnection):
         if answer := _ANSWERS.get(type(params)):
             return await answer(self, params)
         if method == "info":
-            return hub.info()
+            return msgspec.structs.replace(hub.info(), role=self.identity.role, tenant_id=self.identity.tenant_id)
         arguments = msgspec.structs.asdict(params)
         if isinstance(params, (protocol.Policy, protocol.Preview)) and params.policy is not None:
             arguments["policy"] = RetentionPolicy.from_json(params.policy)

@@ -145,7 +145,12 @@ class Session:
         self._form = FORMATS[str(socket.subprotocol)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._local = LocalConnection(
-            server.hub, actor=identity.name, commits=server.commits, holders=server.holders, backups=server.backups
+            server.hub,
+            actor=identity.name,
+            identity=identity,
+            commits=server.commits,
+            holders=server.holders,
+            backups=server.backups,
         )
 
     async def run(self) -> None:
