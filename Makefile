@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo lab test check bench clean
+.PHONY: help demo lab dashboard test check bench clean
 help:
-	@echo "make demo    generations of agents on a real hub that is killed half-way (under 2 minutes)"
-	@echo "make lab     the notebooks in JupyterLab"
-	@echo "make test    everything: style, types, tests"
-	@echo "make check   style and types only"
-	@echo "make bench   measured speed, as ratios to raw limits of this machine"
-	@echo "make clean   remove the virtual environment and caches"
+	@echo "make demo       generations of agents on a real hub that is killed half-way (under 2 minutes)"
+	@echo "make lab        the notebooks in JupyterLab"
+	@echo "make dashboard  the dashboard, on a hub that fills itself"
+	@echo "make test       everything: style, types, tests"
+	@echo "make check      style and types only"
+	@echo "make bench      measured speed, as ratios to raw limits of this machine"
+	@echo "make clean      remove the virtual environment and caches"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,6 +26,9 @@ demo: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir notebooks
+
+dashboard: $(STAMP)
+	$(BIN)/fedlab dashboard
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -135,14 +135,18 @@ class HubProcess:
         data: The hub's directory.
         log: File that takes what the process says.
         embedder: Name of an embedder; the hub's default if None.
+        port: A free one if None.
+        options: More of `fedlab hub`.
     """
 
-    def __init__(self, data: Path, log: Path, embedder: str | None = None) -> None:
+    def __init__(
+        self, data: Path, log: Path, embedder: str | None = None, port: int | None = None, options: Sequence[str] = ()
+    ) -> None:
         self.data = data
-        self.port = _free_port()
+        self.port = port or free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self._log = log
-        self._options = ["--embedder", embedder] if embedder else []
+        self._options = [*options, *(["--embedder", embedder] if embedder else [])]
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -489,7 +493,8 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback on which nobody listens now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

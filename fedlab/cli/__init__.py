@@ -12,6 +12,7 @@ import typer
 
 from fedlab.cli import (
     backups,  # noqa: F401
+    dashboard,  # noqa: F401
     erasure,  # noqa: F401
     lab,  # noqa: F401
     looking,  # noqa: F401

@@ -1,0 +1,156 @@
+"""How everything looks: numbers, times, colours, charts with a way to their data, and what stands in for a missing one."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import streamlit as st
+
+from dashboard import sources
+from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, PermissionDenied, UnknownTenant
+from fedlab.plots import tenant_colours
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import plotly.graph_objects as go
+
+REFRESH = 2.0
+"""Seconds between two looks at a live hub."""
+LONGEST = 40
+"""Characters of a name in a chart."""
+CONFIG = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 3}}
+
+
+def zone() -> ZoneInfo:
+    """The reader's time zone, as the browser says it."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (KeyError, ValueError):
+        return ZoneInfo("UTC")
+
+
+def when(ms: int | None) -> str:
+    """A time (ms UTC) in the reader's zone."""
+    return "" if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC).astimezone(zone()):%Y-%m-%d %H:%M:%S}"
+
+
+def local(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame with its times in the reader's zone."""
+    times = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime)]
+    utc = (
+        pl.col(name).dt.replace_time_zone("UTC") if frame.schema[name].time_zone is None else pl.col(name)
+        for name in times
+    )  # type: ignore[attr-defined]
+    return frame.with_columns([each.dt.convert_time_zone(zone().key) for each in utc])
+
+
+def bytes_of(number: float) -> str:
+    """A size in decimal units.
+
+    >>> bytes_of(1_234), bytes_of(56_000_000)
+    ('1.2 kB', '56.0 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:,.0f} B" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def plain(text: object) -> str:
+    """A name for a chart: what looks like a tag shows as text, and a long one is cut.
+
+    >>> plain("<b>acme</b>")
+    '&lt;b&gt;acme&lt;/b&gt;'
+    """
+    short = " ".join(str(text).split())
+    return html.escape(short if len(short) <= LONGEST else f"{short[: LONGEST - 1]}…", quote=False)
+
+
+def literal(text: object) -> str:
+    """Text that Markdown leaves as it is."""
+    return "".join(f"\\{each}" if each in "\\`*_{}[]()<>#+-.!|~$:" else each for each in str(text))
+
+
+def colours(names: Sequence[str] | None = None) -> dict[str, str]:
+    """Of each tenant, the same on all pages."""
+    return tenant_colours(sources.tenants() if names is None else names)
+
+
+def chart(figure: go.Figure, data: pl.DataFrame, *, key: str, about: str, select: bool = False, **options: Any) -> Any:
+    """A figure, and below it the way to its data.
+
+    Args:
+        figure: With title, axes and legend.
+        data: What is drawn; it can be looked at and downloaded.
+        key: Its own, on this page.
+        about: What it shows, in a sentence, for who does not see it.
+        select: Whether a part of it can be chosen; the choice is returned.
+        options: Of `st.plotly_chart`.
+    """
+    figure.update_layout(
+        margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"orientation": "h", "y": -0.25}, font={"size": 13}
+    )
+    chosen = st.plotly_chart(
+        figure, key=key, config=CONFIG, alt=about, on_select="rerun" if select else "ignore", **options
+    )
+    with st.expander("Data", icon=":material/table:"):
+        st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
+        if len(data) > 5_000:
+            st.caption(f"The first 5,000 of {len(data):,} rows.")
+    return chosen
+
+
+def note(text: str) -> None:
+    """What stands where there is nothing to show, and what to do next."""
+    st.info(text, icon=":material/info:")
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """What goes wrong becomes a sentence that says what to do; the session goes on."""
+    try:
+        yield
+    except HubUnavailable as error:
+        st.warning(
+            f"The hub does not answer. This page goes on by itself when it is back. {literal(error)}",
+            icon=":material/cloud_off:",
+        )
+        _wait()
+    except (AuthenticationError, PermissionDenied) as error:
+        st.error(f"Not allowed: {literal(error)}", icon=":material/lock:")
+    except UnknownTenant as error:
+        st.error(f"{literal(error)} Choose a tenant from the list.", icon=":material/help:")
+    except FedlabError as error:
+        st.error(literal(error), icon=":material/error:")
+
+
+@st.fragment(run_every=REFRESH)
+def _wait() -> None:
+    """Try again until the hub is back."""
+    with contextlib.suppress(FedlabError):
+        sources.hub()
+        st.rerun()
+
+
+def choose_tenants(key: str = "tenants") -> list[str]:
+    """The tenants that a page is about: all, if none is chosen; part of the address of the view."""
+    known = sources.tenants()
+    if len(known) < 2:
+        return known
+    chosen: list[str] = st.multiselect(
+        "Tenants", known, key=key, placeholder="All tenants", bind="query-params", persist_state="session"
+    )
+    return chosen or known
+
+
+def choose_tenant(key: str = "tenant") -> str | None:
+    """The one tenant that a page is about; None if there is none yet."""
+    known = sources.tenants()
+    return st.selectbox("Tenant", known, key=key, bind="query-params", persist_state="session") if known else None

@@ -1,0 +1,251 @@
+"""What is looked at: hubs by URL or directory, backups, runs of experiments; and how it is asked.
+
+Everything a page reads from a hub goes through `ask`. The log says when anything changed: an answer is kept until the
+hub's `seq` has moved on.
+
+Beyond loopback a visitor brings a token: what the person who started the dashboard may do is not theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
+import streamlit as st
+
+from fedlab import Hub
+from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest
+from fedlab.net import open_hub
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
+    from fedlab.hub.values import HubInfo
+    from fedlab.lab.results import Results
+    from fedlab.net import SyncConnection
+
+ENVIRONMENT = "FEDLAB_DASHBOARD"
+"""The environment variable by which `fedlab dashboard` tells the application what to show."""
+PATIENCE = 2.0
+"""Seconds to go on trying to reach a hub, before the page says that it is away."""
+Kind = Literal["hub", "directory", "backup", "run"]
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How the dashboard was started.
+
+    Args:
+        targets: URLs and directories.
+        own_rights: Whether who looks has the rights of who started it: on loopback.
+        demo: Whether the first target is a hub that is being filled now.
+    """
+
+    targets: list[str] = []
+    own_rights: bool = True
+    demo: bool = False
+
+
+class Source(NamedTuple):
+    """One thing that can be looked at.
+
+    Args:
+        kind: What it is.
+        target: URL or absolute path.
+        given: Whether it was named at the start, and not by a visitor.
+    """
+
+    kind: Kind
+    target: str
+    given: bool = True
+
+    @property
+    def name(self) -> str:
+        """How it is called in the list, and in the address of a view."""
+        return self.target if self.kind == "hub" else f"{self.kind} {Path(self.target).name}"
+
+
+class Opened:
+    """A connection that is kept open between the visits of all pages."""
+
+    def __init__(self, source: Source, token: str | None) -> None:
+        self._stack = contextlib.ExitStack()
+        target = source.target
+        with contextlib.ExitStack() as undo:
+            if source.kind == "backup":
+                # A backup stays as it is: what is looked at is a hub restored from it.
+                folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fedlab-backup-"))) / "hub"
+                Hub.restore(target, folder)
+                target = str(folder)
+            self.connection: SyncConnection = undo.enter_context(open_hub(target, token, retry_for=PATIENCE))
+            self._stack = undo.pop_all()
+
+    def close(self) -> None:
+        """Let go of it."""
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+
+def start() -> Start:
+    """What `fedlab dashboard` was asked for."""
+    return msgspec.json.decode(os.environ.get(ENVIRONMENT, "{}"), type=Start)
+
+
+def identify(target: str, *, given: bool = True) -> Source:
+    """What a URL or a path is.
+
+    Raises:
+        InvalidRequest: If it is nothing that can be shown.
+    """
+    if "://" in target:
+        return Source("hub", target, given)
+    path = Path(target).expanduser().resolve()
+    try:
+        manifest = msgspec.json.decode((path / "manifest.json").read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        manifest = {}
+    if "experiment" in manifest:
+        return Source("run", str(path), given)
+    if "hub_id" in manifest and "files" in manifest:
+        return Source("backup", str(path), given)
+    if (path / "hub.db").exists():
+        return Source("directory", str(path), given)
+    raise InvalidRequest(
+        f"{target!r:.200} is nothing that can be shown: give the URL of a hub (ws://… or wss://…), a hub's directory,"
+        " a backup, or the directory of a run"
+    )
+
+
+def sources() -> list[Source]:
+    """All of this session: those of the start, and those a visitor named."""
+    given = [identify(target) for target in start().targets]
+    return [*given, *st.session_state.setdefault("own_sources", [])]
+
+
+def runs() -> list[Source]:
+    """The runs of experiments among them."""
+    return [each for each in sources() if each.kind == "run"]
+
+
+def current() -> Source | None:
+    """The hub that all pages but that of experiments are about; None if there is none."""
+    hubs = {each.name: each for each in sources() if each.kind != "run"}
+    return hubs.get(st.session_state.get("hub", ""), next(iter(hubs.values()), None))
+
+
+def token() -> str | None:
+    """What this visitor brought for the current hub.
+
+    Raises:
+        AuthenticationError: If a token is needed and there is none.
+    """
+    source = current()
+    own: str | None = st.session_state.get("tokens", {}).get(source.target if source else "")
+    if own is None and source is not None and not (source.given and start().own_rights):
+        raise AuthenticationError(
+            "a token is needed for this hub: put it into the field in the side bar (`fedlab token` makes one)"
+        )
+    return own
+
+
+def connection() -> SyncConnection:
+    """To the current hub.
+
+    Raises:
+        InvalidRequest: If there is none.
+    """
+    source = current()
+    if source is None:
+        raise InvalidRequest("there is no hub: name one in the side bar")
+    return _open(source, token()).connection
+
+
+def hub() -> HubInfo:
+    """Who the current hub is now, and what this visitor may do there."""
+    return connection().info()
+
+
+def may(role: str) -> bool:
+    """Whether this visitor has at least a role at the current hub."""
+    roles = ("observer", "agent", "admin")
+    return roles.index(hub().role) >= roles.index(role)
+
+
+def tenants() -> list[str]:
+    """All tenants that this visitor may see, in alphabetical order: they decide the colours."""
+    info = hub()
+    return [info.tenant_id] if info.tenant_id is not None else sorted(ask("tenants")["tenant_id"])
+
+
+def ask(method: str, *args: Any, **keywords: Any) -> Any:
+    """What a method of the hub's connection answers, kept until the hub's log has moved on.
+
+    Args:
+        method: Of `fedlab.net.HubConnection`; one that only reads.
+        args: Its arguments.
+        keywords: Its arguments by name.
+
+    Raises:
+        FedlabError: As the method does.
+    """
+    source, own = current(), token()
+    return _answer(source, own, hub().seq, method, args, keywords)
+
+
+def results(source: Source) -> Results:
+    """Those of a run, as far as they are there."""
+    files = sorted(Path(source.target).rglob("*.parquet"))
+    return _results(source.target, len(files), max((file.stat().st_mtime for file in files), default=0.0))
+
+
+def metrics() -> list[tuple[str, Mapping[str, str], float]]:
+    """The samples (name, labels, value) that the current hub's server publishes; none if it is no server."""
+    source = current()
+    url = getattr(getattr(connection(), "_connection", None), "url", None) if source else None
+    return [] if url is None else _metrics(url, int(time.time()))
+
+
+@st.cache_resource(max_entries=16, ttl="6h", show_spinner="Opening …", on_release=Opened.close)
+def _open(source: Source, own: str | None) -> Opened:
+    return Opened(source, own)
+
+
+@st.cache_data(max_entries=400, max_size="150MB", show_spinner=False)
+def _answer(source: Source, own: str | None, seq: int, method: str, args: Any, keywords: Any) -> Any:
+    return getattr(_open(source, own).connection, method)(*args, **keywords)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the run …")
+def _results(path: str, files: int, changed: float) -> Results:
+    from fedlab.lab.results import Results
+
+    return Results.open(path)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _metrics(url: str, second: int) -> list[tuple[str, Mapping[str, str], float]]:
+    import urllib.request
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        with urllib.request.urlopen(f"http{url.removeprefix('ws')}/metrics", timeout=PATIENCE) as answer:  # noqa: S310
+            text = answer.read().decode()
+    except OSError as error:
+        raise HubUnavailable(f"the metrics of {url} cannot be read: {error}") from None
+    return [
+        (sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    ]
+
+
+def recent(frame: pl.DataFrame, rows: int = 5_000) -> pl.DataFrame:
+    """The end of a frame: more than a browser should be sent is not sent."""
+    return frame.tail(rows)
