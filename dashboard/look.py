@@ -1,4 +1,4 @@
-"""How everything looks: numbers, times, colours, charts with a way to their data, and what stands in for a missing one."""
+"""How everything looks: numbers, times, colours, charts with a way to their data, what is said where one is missing."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def when(ms: int | None) -> str:
 
 def local(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame with its times in the reader's zone."""
-    times = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime)]
-    utc = (
-        pl.col(name).dt.replace_time_zone("UTC") if frame.schema[name].time_zone is None else pl.col(name)
-        for name in times
-    )  # type: ignore[attr-defined]
-    return frame.with_columns([each.dt.convert_time_zone(zone().key) for each in utc])
+    zoned = []
+    for name, kind in frame.schema.items():
+        if isinstance(kind, pl.Datetime):
+            time = pl.col(name) if kind.time_zone else pl.col(name).dt.replace_time_zone("UTC")
+            zoned.append(time.dt.convert_time_zone(zone().key))
+    return frame.with_columns(zoned)
 
 
 def bytes_of(number: float) -> str:

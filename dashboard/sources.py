@@ -160,10 +160,14 @@ def connection() -> SyncConnection:
     Raises:
         InvalidRequest: If there is none.
     """
+    return _open(_source(), token()).connection
+
+
+def _source() -> Source:
     source = current()
     if source is None:
         raise InvalidRequest("there is no hub: name one in the side bar")
-    return _open(source, token()).connection
+    return source
 
 
 def hub() -> HubInfo:
@@ -194,8 +198,8 @@ def ask(method: str, *args: Any, **keywords: Any) -> Any:
     Raises:
         FedlabError: As the method does.
     """
-    source, own = current(), token()
-    return _answer(source, own, hub().seq, method, args, keywords)
+    seq = hub().seq
+    return _answer(_source(), token(), seq, method, args, keywords)
 
 
 def results(source: Source) -> Results:
