@@ -275,12 +275,13 @@ def _text(value: Any, what: str) -> str | None:
     return value
 
 
-def check_count(value: object, what: str, *, least: int = 0) -> int:
-    """`value` if it is an integer of at least `least`.
+def check_count(value: object, what: str, *, least: int = 0, most: int = 2**63 - 1) -> int:
+    """`value` if it is an integer from `least` to `most`.
 
     Raises:
         InvalidRequest: If it is not.
     """
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value < 2**63:
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most:
         return int(value)
-    raise InvalidRequest(f"{what} must be an integer from {least}, not {value!r:.40}", field=what)
+    upto = f" to {most:,}" if most < 2**63 - 1 else ""
+    raise InvalidRequest(f"{what} must be an integer from {least}{upto}, not {value!r:.40}", field=what)

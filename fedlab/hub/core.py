@@ -21,6 +21,7 @@ from fedlab.embedding import EmbeddingService, get_embedder
 from fedlab.episode import check_name
 from fedlab.errors import FedlabError, HubUnavailable, InvalidRequest, UnknownTenant
 from fedlab.hub import attic, reading, schema, usage
+from fedlab.hub.columns import ColumnCache
 from fedlab.hub.directory import (
     Directory,
     check_identity,
@@ -136,6 +137,7 @@ class HubCore:
             self._tenants: set[str] = set(connection.scalars(sa.select(schema.tenants.c.tenant_id)))
             self._erased = Erased.read(connection)
             alive = reading.living_agents(connection)
+        self._columns = ColumnCache(self._reading, self._erased)
         self._leases = Leases(self.clock, lease, max_agents_per_tenant, alive)
         self._writer = Writer(
             self._write_engine,
@@ -180,6 +182,7 @@ class HubCore:
         if not self._directory.in_memory:
             self._indexes.snapshot()
         self._unpark()
+        self._columns.clear()
         self._read_engine.dispose()
         self._write_engine.dispose()
         self._directory.close()
@@ -206,6 +209,8 @@ class HubCore:
 
     def _committed(self, tx: Transaction) -> None:
         """Feed the consumers of the log; in the writer thread, before anyone is answered."""
+        if tx.begun:
+            self._columns.clear()
         for erasure in tx.begun:
             if erasure.scope == "tenant":
                 self._tenants.discard(erasure.tenant_id)

@@ -1,12 +1,13 @@
 """The `Hub`: the persistent memory of many tenants, embedded. Its methods are in the modules beside this one:
-`episodes.py`, `registry.py`, `frames.py`, `retaining.py`, `holding.py`, `erasure.py`, `copying.py`, `transfer.py`; how
-it opens and closes is in `core.py`.
+`episodes.py`, `registry.py`, `frames.py`, `aggregates.py`, `retaining.py`, `holding.py`, `erasure.py`, `copying.py`,
+`transfer.py`; how it opens and closes is in `core.py`.
 """
 
 from __future__ import annotations
 
 from fedlab._html import table
 from fedlab.episode import Episode  # noqa: F401 - for the docstring
+from fedlab.hub.aggregates import AggregateMethods
 from fedlab.hub.copying import CopyMethods
 from fedlab.hub.erasure import ErasureMethods
 from fedlab.hub.frames import FrameMethods
@@ -16,7 +17,16 @@ from fedlab.hub.retaining import RetentionMethods
 from fedlab.hub.transfer import TransferMethods
 
 
-class Hub(AgentMethods, FrameMethods, RetentionMethods, HoldMethods, ErasureMethods, CopyMethods, TransferMethods):
+class Hub(
+    AgentMethods,
+    FrameMethods,
+    AggregateMethods,
+    RetentionMethods,
+    HoldMethods,
+    ErasureMethods,
+    CopyMethods,
+    TransferMethods,
+):
     """Keeps every episode of every tenant until someone asks for it to be forgotten.
 
     All methods are thread-safe, and what was written before a call began is seen by it. Writes are durable

@@ -14,7 +14,8 @@ from fedlab.net import protocol
 from fedlab.net.connection import HubConnection
 from fedlab.net.discovery import check_url
 from fedlab.net.link import Link
-from fedlab.net.protocol import JSON, METHODS, MSGPACK, Page
+from fedlab.net.pages import Page, to_frame
+from fedlab.net.protocol import JSON, METHODS, MSGPACK
 from fedlab.net.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class RemoteConnection(HubConnection):
                 self._link.hold(params)
             case protocol.SyncAgent() if params.ending is not None:
                 self._link.drop(params.tenant_id, params.agent_id)
-        return protocol.to_frame(answer) if METHODS[method].result is Page else answer
+        return to_frame(answer) if METHODS[method].result is Page else answer
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end.

@@ -19,6 +19,7 @@ from fedlab.episode import Episode, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import transfer
 from fedlab.net import protocol
+from fedlab.net.aggregates import AggregateCalls
 from fedlab.recall import Filter, check_ids, check_k
 from fedlab.retention import RetentionPolicy
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class HubConnection(abc.ABC):
+class HubConnection(AggregateCalls):
     """What can be asked of a hub. Every method raises what the same method of `Hub` raises,
     and `HubUnavailable` where the hub cannot be reached in time.
     """

@@ -26,7 +26,8 @@ from fedlab import errors
 from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, InvalidRequest, QuotaExceeded
 from fedlab.net import protocol
 from fedlab.net.discovery import is_loopback
-from fedlab.net.protocol import METHODS, Page
+from fedlab.net.pages import Page
+from fedlab.net.protocol import METHODS
 from fedlab.net.session import EXPIRED
 
 if TYPE_CHECKING:

@@ -7,12 +7,10 @@ a chain of `watch` requests, so that it can neither overflow nor lose its place.
 
 from __future__ import annotations
 
-import base64
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from fedlab.episode import Episode, Memory, Vector, decode_vector, encode_vector
@@ -30,15 +28,14 @@ from fedlab.hub.values import (
     Stats,
     VerifyReport,
 )
+from fedlab.net.pages import Page, read_vector
 from fedlab.net.tokens import Role
 from fedlab.recall import MAX_IDS, RecallPolicy
-
-if TYPE_CHECKING:
-    import polars as pl
 
 MAX_WHOLE = 2**53 - 1
 Whole = Annotated[int, Meta(ge=0, le=MAX_WHOLE)]
 """A whole number that JSON, MessagePack and SQLite all carry unchanged."""
+Groups = Annotated[tuple[str, ...], Meta(max_length=10)]
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -176,16 +173,27 @@ class Hold(ForTenant, frozen=True, kw_only=True):  # noqa: D101
     until: Whole | None = None
 
 
-class Page(msgspec.Struct, frozen=True):
-    """Some rows of a frame, as columns.
+class Growth(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    since: Whole | None = None
+    until: Whole | None = None
+    bins: Whole = 100
+    by: str = "tenant"
+    top: Whole = 20
 
-    Args:
-        columns: The values by column; times are ms UTC.
-        types: The columns' Polars types by column.
-    """
 
-    columns: dict[str, list[Any]]
-    types: dict[str, str]
+class RewardSummary(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    by: Groups = ("tenant",)
+    periods: Whole = 20
+    limit: Whole = 1_000
+    min_reward: float | None = None
+    since: Whole | None = None
+    until: Whole | None = None
+    task: str | None = None
+    agent_id: str | None = None
+
+
+class Rewards(RewardSummary, frozen=True, kw_only=True):  # noqa: D101
+    bins: Whole = 40
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -222,6 +230,9 @@ METHODS: dict[str, Method] = {
     "changes": Method(Changes, Page, slow=True),
     "watch": Method(Watch, list[Change]),
     "stats": Method(ForAnyTenant, Stats, slow=True),
+    "growth": Method(Growth, Page, slow=True),
+    "rewards": Method(Rewards, Page, slow=True),
+    "reward_summary": Method(RewardSummary, Page, slow=True),
     "backup": Method(Backup, BackupManifest, "admin", slow=True, whole_hub=True),
     "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
     "set_retention": Method(Policy, int, "admin", writes=True),
@@ -322,7 +333,7 @@ class Format(Generic[C]):
         self._envelope = module.Decoder(_Envelope)
         self._reply = module.Decoder(_Reply)
         self._params = {n: module.Decoder(m.params, dec_hook=decode_vector) for n, m in METHODS.items()}
-        self._results = {n: module.Decoder(m.result, dec_hook=_read_vector) for n, m in METHODS.items()}
+        self._results = {n: module.Decoder(m.result, dec_hook=read_vector) for n, m in METHODS.items()}
 
     def encode(self, message: Request | Answer) -> bytes:
         """A message as bytes.
@@ -384,11 +395,6 @@ class Format(Generic[C]):
             raise InvalidRequest(f"this is no result of {method}: {_clean(str(error)):.300}") from None
 
 
-def _read_vector(_type: Any, value: Any) -> Any:
-    # From the hub, which has checked it.
-    return np.frombuffer(base64.b64decode(value) if isinstance(value, str) else value, dtype="<f2")
-
-
 _IN_EPISODE = re.compile(r"\$\.episodes\[\d+\](?:\.(\w+))?")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -414,43 +420,3 @@ MSGPACK = Format("fedlab.v1.msgpack", msgspec.msgpack.Encoder(enc_hook=encode_ve
 JSON = Format("fedlab.v1.json", msgspec.json.Encoder(enc_hook=encode_vector), msgspec.json, text=True)
 FORMATS: dict[str, Format[Any]] = {form.subprotocol: form for form in (MSGPACK, JSON)}
 """By subprotocol, the preferred first."""
-
-
-def to_page(frame: pl.DataFrame) -> Page:
-    """Rows of a frame as data; a vector as the bytes of its float16 numbers."""
-    from fedlab._polars import pl
-
-    columns = {
-        column.name: [encode_vector(row) for row in column.to_numpy()]
-        if isinstance(column.dtype, pl.Array)
-        else column.to_list()
-        for column in frame
-    }
-    return Page(columns, {name: str(kind) for name, kind in frame.schema.items()})
-
-
-_ARRAY = re.compile(r"Array\(Float32, shape=\((\d{1,5}),\)\)")
-
-
-def to_frame(pages: list[Page]) -> pl.DataFrame:
-    """The frame of which these are the pages.
-
-    Raises:
-        InvalidRequest: On a column of a type that no frame of a hub has.
-    """
-    from fedlab._polars import pl  # imported when the first frame is asked for
-
-    known = {str(kind): kind for kind in (pl.String, pl.Int64, pl.Float64, pl.Boolean, pl.List(pl.String))}
-
-    def series(name: str, values: list[Any], kind: str) -> pl.Series:
-        if array := _ARRAY.fullmatch(kind):
-            shape = (len(values), int(array[1]))
-            rows = np.array([_read_vector(None, value) for value in values], np.float32).reshape(shape)
-            return pl.Series(name, rows, pl.Array(pl.Float32, shape[1]))
-        return pl.Series(name, values, known[kind])
-
-    try:
-        frames = [pl.DataFrame([series(n, page.columns[n], kind) for n, kind in page.types.items()]) for page in pages]
-    except (KeyError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"this is no frame of a hub: {error}") from None
-    return pl.concat(frames)

@@ -19,6 +19,7 @@ from websockets.frames import Frame, Opcode
 from fedlab.errors import FedlabError, InvalidRequest, PermissionDenied, QuotaExceeded
 from fedlab.hub.values import Delta
 from fedlab.net.local import LocalConnection
+from fedlab.net.pages import Page, to_page
 from fedlab.net.protocol import (
     FORMATS,
     METHODS,
@@ -28,12 +29,10 @@ from fedlab.net.protocol import (
     Fault,
     ForAnyTenant,
     ForTenant,
-    Page,
     Put,
     Recall,
     SpawnAgent,
     SyncAgent,
-    to_page,
 )
 
 if TYPE_CHECKING:

@@ -89,6 +89,9 @@ class SyncConnection:
     hold = _blocking(HubConnection.hold)
     release = _blocking(HubConnection.release)
     holds = _blocking(HubConnection.holds)
+    growth = _blocking(HubConnection.growth)
+    rewards = _blocking(HubConnection.rewards)
+    reward_summary = _blocking(HubConnection.reward_summary)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""

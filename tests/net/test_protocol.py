@@ -14,20 +14,8 @@ from hypothesis import strategies as st
 from fedlab.episode import Episode, Memory
 from fedlab.errors import IdConflict, InvalidEpisode, InvalidRequest, InvalidVector
 from fedlab.net import HubConnection
-from fedlab.net.protocol import (
-    JSON,
-    METHODS,
-    MSGPACK,
-    Answer,
-    Fault,
-    Format,
-    Params,
-    Put,
-    Recall,
-    Request,
-    to_frame,
-    to_page,
-)
+from fedlab.net.pages import to_frame, to_page
+from fedlab.net.protocol import JSON, METHODS, MSGPACK, Answer, Fault, Format, Params, Put, Recall, Request
 from fedlab.recall import Similarity
 
 both = pytest.mark.parametrize("form", [MSGPACK, JSON], ids=["msgpack", "json"])
@@ -173,6 +161,7 @@ def test_an_error_arrives_as_the_exception_it_was(form: Format[Any]):
 @both
 def test_a_frame_keeps_its_types_also_where_it_is_empty(form: Format[Any]):
     frame = pl.DataFrame({"n": [1, None], "x": [0.5, 2.0], "s": ["a", None], "b": [True, False]})
+    frame = frame.with_columns(pl.Series("t", [0, None], pl.Int64).cast(pl.Datetime("ms", "UTC")))
     for each in (frame, frame.clear()):
         _, raw, _, _ = form.decode_answer(form.encode(Answer(1, to_page(each))))
         back = to_frame([form.decode_result("episodes", raw)])
@@ -181,7 +170,7 @@ def test_a_frame_keeps_its_types_also_where_it_is_empty(form: Format[Any]):
 
 
 def test_the_methods_are_those_of_the_interface():
-    public = {name for name in vars(HubConnection) if not name.startswith("_")}
+    public = {name for name in dir(HubConnection) if not name.startswith("_")}
     assert set(METHODS) == public - {"call", "close", "subscribe", "begin_life", "export_tenant", "import_tenant"}
     assert all(issubclass(method.params, Params) for method in METHODS.values())
     assert all(method.role != "observer" for method in METHODS.values() if method.writes)

@@ -1,0 +1,89 @@
+"""The aggregates of a hub from anywhere: the methods of `fedlab.hub.aggregates`, asynchronous."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fedlab.clock import to_ms
+from fedlab.hub.rewards import check_by
+from fedlab.net import protocol
+from fedlab.recall import Filter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import polars as pl
+
+    from fedlab.hub.growth import By
+
+
+class AggregateCalls(abc.ABC):
+    """What a hub counts for those who look at it; `Hub` says what each frame holds."""
+
+    @abc.abstractmethod
+    async def call(self, method: str, params: protocol.Params) -> Any:
+        """The answer to a request."""
+
+    async def growth(
+        self,
+        tenant_id: str | None = None,
+        *,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        bins: int = 100,
+        by: By = "tenant",
+        top: int = 20,
+    ) -> pl.DataFrame:
+        """How the memory grew: episodes stored, forgotten, erased and live, by group and stretch of time."""
+        params = protocol.Growth(tenant_id=tenant_id, since=_time(since), until=_time(until), bins=bins, by=by, top=top)
+        frame: pl.DataFrame = await self.call("growth", params)
+        return frame
+
+    async def rewards(
+        self,
+        tenant_id: str | None = None,
+        *,
+        by: str | Sequence[str] = ("tenant",),
+        bins: int = 40,
+        periods: int = 20,
+        limit: int = 1_000,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        task: str | None = None,
+        agent_id: str | None = None,
+    ) -> pl.DataFrame:
+        """How the rewards of live episodes are distributed: a histogram of each group."""
+        where = msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id))
+        groups = check_by(by)
+        params = protocol.Rewards(tenant_id=tenant_id, by=groups, bins=bins, periods=periods, limit=limit, **where)
+        frame: pl.DataFrame = await self.call("rewards", params)
+        return frame
+
+    async def reward_summary(
+        self,
+        tenant_id: str | None = None,
+        *,
+        by: str | Sequence[str] = ("tenant",),
+        periods: int = 20,
+        limit: int = 1_000,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        task: str | None = None,
+        agent_id: str | None = None,
+    ) -> pl.DataFrame:
+        """The rewards of live episodes in numbers, a row for each group; by "generation" it is the learning curve."""
+        where = msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id))
+        groups = check_by(by)
+        params = protocol.RewardSummary(tenant_id=tenant_id, by=groups, periods=periods, limit=limit, **where)
+        frame: pl.DataFrame = await self.call("reward_summary", params)
+        return frame
+
+
+def _time(moment: datetime | int | None) -> int | None:
+    return None if moment is None else to_ms(moment)
