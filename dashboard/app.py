@@ -27,9 +27,9 @@ PAGES = {
 
 def main() -> None:
     """Draw the side bar and the page that is asked for."""
-    st.set_page_config("fedlab", page_icon=":material/memory:", layout="wide")
+    st.set_page_config("fedlab", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
     page = st.navigation(
-        [st.Page(f"pages/{path}.py", title=title, icon=icon, url_path=path) for path, (title, icon) in PAGES.items()]
+        [st.Page(f"views/{path}.py", title=title, icon=icon, url_path=path) for path, (title, icon) in PAGES.items()]
     )
     with st.sidebar, look.guarded():
         _side_bar()

@@ -41,10 +41,14 @@ def when(ms: int | None) -> str:
 
 
 def local(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame with its times in the reader's zone."""
+    """A frame with its times in the reader's zone; whole numbers called `at` or `…_at` are times, in ms UTC."""
     zoned = []
     for name, kind in frame.schema.items():
-        if isinstance(kind, pl.Datetime):
+        if kind == pl.Int64 and (name == "at" or name.endswith("_at")):
+            zoned.append(
+                pl.from_epoch(name, time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone().key)
+            )
+        elif isinstance(kind, pl.Datetime):
             time = pl.col(name) if kind.time_zone else pl.col(name).dt.replace_time_zone("UTC")
             zoned.append(time.dt.convert_time_zone(zone().key))
     return frame.with_columns(zoned)

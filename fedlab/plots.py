@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     import plotly.graph_objects as go
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), without the yellow, which is faint on white."""
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), without the yellow, which is faint on white,
+and with a grey for the black, which is lost on a dark page."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 """A second mark for tenants beyond the seventh."""
 
