@@ -8,7 +8,7 @@ from dashboard.look import plain
 from fedlab.plots import blank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
     import polars as pl
@@ -53,3 +53,11 @@ def groups(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> Itera
     parts = frame.partition_by(group, as_dict=True, maintain_order=True)
     for (key,), rows in sorted(parts.items(), key=lambda part: (part[0][0] is None, part[0][0])):
         yield ("others" if key is None else plain(key)), colours.get(str(key), REST), rows
+
+
+def in_order(names: Sequence[object]) -> dict[str, str]:
+    """Colours of groups that have an order, such as generations: from dark to light."""
+    from plotly.colors import sample_colorscale
+
+    places = [each / max(1, len(names) - 1) * 0.9 for each in range(len(names))]
+    return dict(zip(map(str, names), sample_colorscale("Viridis", places, colortype="rgb"), strict=True))
