@@ -48,11 +48,13 @@ def growth(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
     return figure
 
 
-def groups(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> Iterator[tuple[str, str, pl.DataFrame]]:
-    """Name, colour and rows of each group; those without a name come last and are called others."""
+def groups(
+    frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, rest: str = "others"
+) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    """Name, colour and rows of each group; those without a name come last."""
     parts = frame.partition_by(group, as_dict=True, maintain_order=True)
     for (key,), rows in sorted(parts.items(), key=lambda part: (part[0][0] is None, part[0][0])):
-        yield ("others" if key is None else plain(key)), colours.get(str(key), REST), rows
+        yield (rest if key is None else plain(key)), colours.get(str(key), REST), rows
 
 
 def in_order(names: Sequence[object]) -> dict[str, str]:

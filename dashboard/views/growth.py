@@ -15,8 +15,7 @@ from dashboard.figures import in_order
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST_GROUPS, MOST_ROWS = 100, 2_000
-"""That a hub tells apart."""
+MOST_GROUPS, MOST_ROWS = 100, 2_000  # that a hub tells apart; Streamlit would show a text that stands alone
 COLUMNS = {"tenant": "tenant_id", "agent": "agent_id", "generation": "generation"}
 
 
