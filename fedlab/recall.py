@@ -174,8 +174,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             min_reward=_number(min_reward, "min_reward"),
             since=None if since is None else to_ms(since),
             until=None if until is None else to_ms(until),
-            task=_text(task, "task"),
-            agent_id=_text(agent_id, "agent_id"),
+            task=check_text(task, "task"),
+            agent_id=check_text(agent_id, "agent_id"),
         )
 
     @property
@@ -263,7 +263,12 @@ def _number(value: Any, what: str) -> float | None:
     return number
 
 
-def _text(value: Any, what: str) -> str | None:
+def check_text(value: Any, what: str) -> str | None:
+    """`value` if it is text, or None.
+
+    Raises:
+        InvalidRequest: If it is something else, or no valid text.
+    """
     if value is None:
         return None
     if not isinstance(value, str):
