@@ -211,6 +211,7 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
         by_agent: As `by_task`.
         by_age: Of the removed, by their age.
         by_reward: Of the removed, by their reward.
+        kept_by_age: Of the kept, by their age, in the same steps; `kept_by_reward` likewise.
         recall: The effect on recall; None where no query by similarity is known.
     """
 
@@ -225,6 +226,8 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
     by_agent: dict[str, int]
     by_age: dict[str, int]
     by_reward: dict[str, int]
+    kept_by_age: dict[str, int] = {}
+    kept_by_reward: dict[str, int] = {}
     recall: RecallEffect | None
 
     def __str__(self) -> str:
@@ -247,9 +250,16 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
         return table(f"{self.tenant_id}: {self.policy}", rows)
 
     def _groups(self) -> list[tuple[str, str]]:
-        groups = {"task": self.by_task, "agent": self.by_agent, "age": self.by_age, "reward": self.by_reward}
+        groups = {
+            "by task": self.by_task,
+            "by agent": self.by_agent,
+            "by age": self.by_age,
+            "by reward": self.by_reward,
+            "what stays, by age": self.kept_by_age,
+            "what stays, by reward": self.kept_by_reward,
+        }
         return [
-            (f"by {name}", ", ".join(f"{each} {count:,}" for each, count in counts.items()))
+            (name, ", ".join(f"{each} {count:,}" for each, count in counts.items()))
             for name, counts in groups.items()
             if counts
         ]
