@@ -57,12 +57,10 @@ def preview(
     going = verdict.going
     total = connection.scalar(sa.select(sa.func.count()).where(episodes.c.tenant_id == tenant_id)) or 0
     columns = index.describe(going)
-    _, *everything = index.columns(("created_at", "reward"))
+    _, made_at, rewards = index.columns(("created_at", "reward"))
     by_age, by_reward = _counts(columns.created_at, columns.rewards, now)
-    # Who stores meanwhile may be in the index before the verdict could know.
-    ages, rewards = (
-        np.maximum(all_ - gone, 0) for all_, gone in zip(_counts(*everything, now), (by_age, by_reward), strict=True)
-    )
+    # Who stores or forgets meanwhile is in the index before the verdict could know.
+    all_by_age, all_by_reward = _counts(made_at, rewards, now)
     return RetentionPreview(
         tenant_id=tenant_id,
         policy=str(policy),
@@ -75,8 +73,8 @@ def preview(
         by_agent=_top(columns.agents),
         by_age=_named(AGE_NAMES, by_age),
         by_reward=_named(REWARD_NAMES, by_reward),
-        kept_by_age=_named(AGE_NAMES, ages),
-        kept_by_reward=_named(REWARD_NAMES, rewards),
+        kept_by_age=_named(AGE_NAMES, np.maximum(all_by_age - by_age, 0)),
+        kept_by_reward=_named(REWARD_NAMES, np.maximum(all_by_reward - by_reward, 0)),
         recall=_effect(index, read_queries(connection, tenant_id), going),
     )
 
