@@ -15,10 +15,9 @@ from fedlab.retention import KeepForever, RetentionPolicy
 if TYPE_CHECKING:
     from fedlab.hub.values import RetentionPreview
 
+# What the page begins with; and how many tenants are looked at side by side: each costs a preview.
 FIRST = "MaxAge(days=30) & MinReward(reward=0.5)"
-"""What the page begins with."""
 AT_ONCE = 4
-"""Tenants that are looked at side by side: each costs a preview."""
 
 
 def page() -> None:

@@ -287,6 +287,40 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
         return table(f"Retention applied, up to change {self.seq:,}", rows, head=("tenant", "episodes forgotten"))
 
 
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hub's server does by itself, and when; an embedded hub does nothing by itself. Intervals are in seconds.
+
+    Args:
+        retention_interval: Between two applications of the policies; None: never.
+        retention_next_at: When the next one begins, ms UTC.
+        retention_last_at: When the last one was done; None before the first since the server started.
+        retention_last: What it did.
+        backup_directory: Where backups go, on the server's disk; None: nowhere.
+        backup_interval: Between two scheduled backups; None: none are made by itself.
+        backup_keep: So many full ones are kept, each with the incremental ones over it.
+        backup_last_at: When the last good one was made, ms UTC.
+    """
+
+    retention_interval: float | None = None
+    retention_next_at: int | None = None
+    retention_last_at: int | None = None
+    retention_last: RetentionReport | None = None
+    backup_directory: str | None = None
+    backup_interval: float | None = None
+    backup_keep: int | None = None
+    backup_last_at: int | None = None
+
+    def __str__(self) -> str:
+        if self.retention_interval is None:
+            retention = "retention is not applied by itself"
+        else:
+            retention = f"retention is applied every {self.retention_interval:g} s"
+        if self.backup_directory is None:
+            return f"{retention}; there is no directory for backups"
+        every = "on request" if self.backup_interval is None else f"every {self.backup_interval:g} s"
+        return f"{retention}; backups go to {self.backup_directory}, {every}"
+
+
 class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an erasure removed: the evidence for a data-protection officer, without a name of the erased.
 
