@@ -81,7 +81,7 @@ class Opened:
             if source.kind == "backup":
                 # A backup stays as it is: what is looked at is a hub restored from it.
                 folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fedlab-backup-"))) / "hub"
-                Hub.restore(target, folder)
+                Hub.restore(target, folder).close()
                 target = str(folder)
             self.connection: SyncConnection = undo.enter_context(open_hub(target, token, retry_for=PATIENCE))
             self._stack = undo.pop_all()
