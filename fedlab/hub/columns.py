@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fedlab.hub.ledger import Erased
 
     Reading = Callable[[], AbstractContextManager[sa.Connection]]
+    Make = Callable[[sa.Connection, "Columns"], pl.DataFrame]
 
-T = TypeVar("T")
 CHUNK = 50_000
 """Changes that are read at once."""
 TASK = 200
@@ -129,9 +129,9 @@ class ColumnCache:
         self._lock = threading.Lock()
         self._columns: Columns | None = None
         self._erasures = 0
-        self._results: OrderedDict[Hashable, tuple[State, Any]] = OrderedDict()
+        self._results: OrderedDict[Hashable, tuple[State, pl.DataFrame]] = OrderedDict()
 
-    def answer(self, key: Hashable, make: Callable[[sa.Connection, Columns], T]) -> T:
+    def answer(self, key: Hashable, make: Make) -> pl.DataFrame:
         """What `make` gives, or gave the last time if the hub has not changed since.
 
         Args:
@@ -148,13 +148,13 @@ class ColumnCache:
                         columns = _read_all(lambda: contextlib.nullcontext(connection), workers=1)
                         return make(connection, _without(columns, self._erased.under_way))
                     if key in self._results and self._results[key][0] == state:
-                        return self._results[key][1]  # type: ignore[no-any-return]
+                        return self._results[key][1].clone()
                     held = self._columns
                     if held is not None and self._erasures == state.erasures:
                         self._columns = columns = _follow(connection, held)
                         result = make(connection, columns)
                         self._keep(key, state, result)
-                        return result
+                        return result.clone()  # whoever has it may change it in place
                 self._columns, self._erasures = _read_all(self._reading), state.erasures
 
     def clear(self) -> None:
@@ -162,7 +162,7 @@ class ColumnCache:
         self._columns = None
         self._results.clear()
 
-    def _keep(self, key: Hashable, state: State, result: Any) -> None:
+    def _keep(self, key: Hashable, state: State, result: pl.DataFrame) -> None:
         self._results.pop(key, None)
         self._results[key] = state, result
         while len(self._results) > RESULTS:
