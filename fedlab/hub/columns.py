@@ -49,10 +49,8 @@ RESULTS = 64
 def generation_sql() -> str:
     """The generation of an episode as SQL: null where its metadata has no whole number under that name."""
     value = "json_extract(metadata, '$.generation')"
-    return (
-        "CASE WHEN instr(metadata, '\"generation\"') AND json_type(metadata, '$.generation') = 'integer'"
-        f" AND typeof({value}) = 'integer' THEN {value} END"
-    )
+    whole = f"json_type(metadata, '$.generation') = 'integer' AND typeof({value}) = 'integer'"
+    return f"CASE WHEN {whole} THEN {value} END"
 
 
 _EPISODES = f"""
@@ -70,9 +68,8 @@ FROM changes WHERE seq > ? AND seq <= ? AND kind IN ('episode_stored', 'episode_
 """
 _FORGOTTEN = """
 SELECT json_group_array(gone.seq), json_group_array(stored.seq)
-FROM changes AS gone CROSS JOIN changes AS stored
+FROM json_each(?) AS wanted CROSS JOIN changes AS gone ON gone.seq = wanted.value CROSS JOIN changes AS stored
     ON stored.tenant_id = gone.tenant_id AND stored.subject = gone.subject AND stored.kind = 'episode_stored'
-WHERE gone.seq > ? AND gone.seq <= ? AND gone.kind = 'episode_forgotten'
 """
 _ERASED = """
 SELECT json_group_array(changes.at), json_group_array(erasures.at), json_group_array(erasures.tenant_hash)
@@ -234,7 +231,8 @@ def _read(connection: sa.Connection, after: int, last: int) -> tuple[pl.DataFram
     of_episodes |= {"task": pl.Categorical, "created_at": pl.Int64, "reward": pl.Float64}
     of_episodes |= {"generation": pl.Int64, "bytes": pl.Int64}
     log = packed(connection, _LOG, of_log, (after, last)).with_columns(pl.col("forgotten").cast(pl.Boolean))
-    gone = packed(connection, _FORGOTTEN, {"number": pl.Int64, "stored": pl.Int64}, (after, last))
+    wanted = msgspec.json.encode(log.filter("forgotten")["number"].to_list()).decode()
+    gone = packed(connection, _FORGOTTEN, {"number": pl.Int64, "stored": pl.Int64}, (wanted,))
     log = log.join(gone, on="number", how="left", maintain_order="left")
     log = log.with_columns(pl.coalesce("stored", "number").alias("number")).drop("stored")
     episodes = packed(connection, _EPISODES, of_episodes, (after, last))
