@@ -14,8 +14,8 @@ import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fedlab.hub.ledger import Erased
 
     Reading = Callable[[], AbstractContextManager[sa.Connection]]
+    Make = Callable[[sa.Connection, "Columns"], pl.DataFrame]
 
-T = TypeVar("T")
 CHUNK = 50_000
 """Changes that are read at once."""
 TASK = 200
@@ -45,13 +45,18 @@ WORKERS = min(4, os.cpu_count() or 1)
 RESULTS = 64
 """Results that are kept until the hub changes."""
 
+
+def generation_sql() -> str:
+    """The generation of an episode as SQL: null where its metadata has no whole number under that name."""
+    value = "json_extract(metadata, '$.generation')"
+    whole = f"json_type(metadata, '$.generation') = 'integer' AND typeof({value}) = 'integer'"
+    return f"CASE WHEN {whole} THEN {value} END"
+
+
 _EPISODES = f"""
 SELECT json_group_array(id), json_group_array(tenant_id), json_group_array(agent_id),
     json_group_array(substr(task, 1, {TASK})), json_group_array(created_at),
-    '[' || coalesce(group_concat(printf('%!.20g', reward)), '') || ']', json_group_array(
-        CASE WHEN instr(metadata, '"generation"') AND json_type(metadata, '$.generation') = 'integer'
-            AND typeof(json_extract(metadata, '$.generation')) = 'integer'
-        THEN json_extract(metadata, '$.generation') END),
+    '[' || coalesce(group_concat(printf('%!.20g', reward)), '') || ']', json_group_array({generation_sql()}),
     json_group_array(length(CAST(task AS BLOB)) + length(CAST(input AS BLOB)) + length(CAST(output AS BLOB))
         + length(CAST(metadata AS BLOB)))
 FROM episodes WHERE id > ? AND id <= ?
@@ -63,9 +68,8 @@ FROM changes WHERE seq > ? AND seq <= ? AND kind IN ('episode_stored', 'episode_
 """
 _FORGOTTEN = """
 SELECT json_group_array(gone.seq), json_group_array(stored.seq)
-FROM changes AS gone CROSS JOIN changes AS stored
+FROM json_each(?) AS wanted CROSS JOIN changes AS gone ON gone.seq = wanted.value CROSS JOIN changes AS stored
     ON stored.tenant_id = gone.tenant_id AND stored.subject = gone.subject AND stored.kind = 'episode_stored'
-WHERE gone.seq > ? AND gone.seq <= ? AND gone.kind = 'episode_forgotten'
 """
 _ERASED = """
 SELECT json_group_array(changes.at), json_group_array(erasures.at), json_group_array(erasures.tenant_hash)
@@ -98,12 +102,14 @@ class Columns:
         erased: `stored_at`, `at` (both ms UTC) and `tenant_hash` of what was erased.
         episodes: The live ones: `number`, `tenant_id`, `agent_id`, `task` (its beginning), `created_at` (ms UTC),
             `reward`, `generation` (from the metadata, if it is a whole number there), `bytes` (of texts and vector).
+        links: Which are whose sources, by tenant, up to a seq: `lineage.py` fills it.
     """
 
     seq: int
     log: pl.DataFrame
     erased: pl.DataFrame
     episodes: pl.DataFrame
+    links: dict[str, tuple[int, pl.DataFrame]] = field(default_factory=dict)
 
 
 class ColumnCache:
@@ -120,9 +126,9 @@ class ColumnCache:
         self._lock = threading.Lock()
         self._columns: Columns | None = None
         self._erasures = 0
-        self._results: OrderedDict[Hashable, tuple[State, Any]] = OrderedDict()
+        self._results: OrderedDict[Hashable, tuple[State, pl.DataFrame]] = OrderedDict()
 
-    def answer(self, key: Hashable, make: Callable[[sa.Connection, Columns], T]) -> T:
+    def answer(self, key: Hashable, make: Make) -> pl.DataFrame:
         """What `make` gives, or gave the last time if the hub has not changed since.
 
         Args:
@@ -139,13 +145,13 @@ class ColumnCache:
                         columns = _read_all(lambda: contextlib.nullcontext(connection), workers=1)
                         return make(connection, _without(columns, self._erased.under_way))
                     if key in self._results and self._results[key][0] == state:
-                        return self._results[key][1]  # type: ignore[no-any-return]
+                        return self._results[key][1].clone()
                     held = self._columns
                     if held is not None and self._erasures == state.erasures:
                         self._columns = columns = _follow(connection, held)
                         result = make(connection, columns)
                         self._keep(key, state, result)
-                        return result
+                        return result.clone()  # whoever has it may change it in place
                 self._columns, self._erasures = _read_all(self._reading), state.erasures
 
     def clear(self) -> None:
@@ -153,7 +159,7 @@ class ColumnCache:
         self._columns = None
         self._results.clear()
 
-    def _keep(self, key: Hashable, state: State, result: Any) -> None:
+    def _keep(self, key: Hashable, state: State, result: pl.DataFrame) -> None:
         self._results.pop(key, None)
         self._results[key] = state, result
         while len(self._results) > RESULTS:
@@ -183,7 +189,7 @@ def _read_all(reading: Reading, workers: int = WORKERS) -> Columns:
 
     with reading() as connection:
         last = _last(connection)
-        erased = _packed(connection, _ERASED, {"stored_at": pl.Int64, "at": pl.Int64, "tenant_hash": pl.String})
+        erased = packed(connection, _ERASED, {"stored_at": pl.Int64, "at": pl.Int64, "tenant_hash": pl.String})
     with ThreadPoolExecutor(workers, "fedlab-columns") as pool:
         logs, episodes = zip(*pool.map(part, range(0, max(last, 1), CHUNK)), strict=True)
     return Columns(last, pl.concat(logs, rechunk=True), erased, pl.concat(episodes, rechunk=True))
@@ -201,7 +207,7 @@ def _follow(connection: sa.Connection, columns: Columns) -> Columns:
     held = columns.episodes
     if len(gone):
         held = held.filter(~pl.col("number").is_in(gone.implode()))
-    return Columns(last, _joined(columns.log, log), columns.erased, _joined(held, episodes))
+    return Columns(last, joined(columns.log, log), columns.erased, joined(held, episodes), columns.links)
 
 
 def _without(columns: Columns, tenants: Collection[str]) -> Columns:
@@ -224,29 +230,30 @@ def _read(connection: sa.Connection, after: int, last: int) -> tuple[pl.DataFram
     of_episodes = {"number": pl.Int64, "tenant_id": pl.Categorical, "agent_id": pl.Categorical}
     of_episodes |= {"task": pl.Categorical, "created_at": pl.Int64, "reward": pl.Float64}
     of_episodes |= {"generation": pl.Int64, "bytes": pl.Int64}
-    log = _packed(connection, _LOG, of_log, (after, last)).with_columns(pl.col("forgotten").cast(pl.Boolean))
-    gone = _packed(connection, _FORGOTTEN, {"number": pl.Int64, "stored": pl.Int64}, (after, last))
+    log = packed(connection, _LOG, of_log, (after, last)).with_columns(pl.col("forgotten").cast(pl.Boolean))
+    wanted = msgspec.json.encode(log.filter("forgotten")["number"].to_list()).decode()
+    gone = packed(connection, _FORGOTTEN, {"number": pl.Int64, "stored": pl.Int64}, (wanted,))
     log = log.join(gone, on="number", how="left", maintain_order="left")
     log = log.with_columns(pl.coalesce("stored", "number").alias("number")).drop("stored")
-    episodes = _packed(connection, _EPISODES, of_episodes, (after, last))
+    episodes = packed(connection, _EPISODES, of_episodes, (after, last))
     of_vector = Rows(connection, "", 0).vector_bytes
     return log, episodes.with_columns(pl.col("bytes") + of_vector)
 
 
-def _packed(
-    connection: sa.Connection, statement: str, columns: dict[str, Any], parameters: tuple[int, ...] = ()
+def packed(
+    connection: sa.Connection, statement: str, columns: dict[str, Any], parameters: tuple[Any, ...] = ()
 ) -> pl.DataFrame:
     """A frame from a statement that gives each column as one JSON array."""
     from fedlab._polars import pl
 
     (row,) = connection.exec_driver_sql(statement, parameters)
-    values = [msgspec.json.decode(packed) for packed in row]
+    values = [msgspec.json.decode(each) for each in row]
     return pl.DataFrame(
         [pl.Series(name, each, kind) for each, (name, kind) in zip(values, columns.items(), strict=True)]
     )
 
 
-def _joined(held: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+def joined(held: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     """One frame; in one piece again where it has many."""
     if new.is_empty():
         return held

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from fedlab.clock import to_ms
+from fedlab.errors import InvalidRequest
 from fedlab.hub import reading
 from fedlab.hub import verify as verifying
 from fedlab.hub.core import HubCore
 from fedlab.hub.values import Change, HubInfo, Stats, VerifyReport
-from fedlab.recall import Filter, check_count, check_ids
+from fedlab.recall import Filter, check_count, check_ids, check_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +98,44 @@ class FrameMethods(HubCore):
                 connection, after, tenant_id=tenant_id, kind=kind, limit=limit, hidden=self._erased.under_way
             )
 
+    def tail(
+        self,
+        tenant_id: str | None = None,
+        *,
+        kinds: str | Sequence[str] | None = None,
+        actor: str | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> pl.DataFrame:
+        """The end of the change log, newest first: the columns of `changes`.
+
+        Args:
+            tenant_id: Of this tenant; of all if not given.
+            kinds: Only changes of this kind, or these kinds.
+            actor: Only what this one asked for.
+            since: Made at this time or later.
+            until: Made before this time.
+            before: Only those before this seq: the smallest of one page gives the next.
+            limit: Most rows.
+        """
+        if tenant_id is not None:
+            self._require(tenant_id)
+        with self._reading() as connection:
+            rows = reading.tail(
+                connection,
+                tenant_id=tenant_id,
+                kinds=check_kinds(kinds),
+                actor=check_text(actor, "actor"),
+                since=None if since is None else to_ms(since),
+                until=None if until is None else to_ms(until),
+                before=None if before is None else check_count(before, "before"),
+                limit=check_count(limit, "limit", most=100_000),
+                hidden=self._erased.under_way,
+            )
+        return reading.changes_frame(rows)
+
     def info(self) -> HubInfo:
         """Who the hub is."""
         from fedlab import __version__  # the package imports this module lazily
@@ -123,3 +164,19 @@ class FrameMethods(HubCore):
         return verifying.verify(
             self._read_engine, self._indexes, self.dimension, lambda: self._writer.run(lambda _tx: None)
         )
+
+
+def check_kinds(kinds: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Kinds of changes; None for all.
+
+    Raises:
+        InvalidRequest: If they are no texts, or more than there are.
+    """
+    if kinds is None:
+        return None
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds) if isinstance(kinds, Iterable) else (kinds,)
+    if len(wanted) > 50 or not all(isinstance(each, str) for each in wanted):
+        raise InvalidRequest(
+            f"kinds are kinds of changes, episode_stored for example, not {kinds!r:.80}", field="kinds"
+        )
+    return wanted

@@ -152,6 +152,34 @@ def read_changes(
     return [Change(**row) for row in connection.execute(query).mappings()]
 
 
+def tail(
+    connection: sa.Connection,
+    *,
+    tenant_id: str | None,
+    kinds: Sequence[str] | None,
+    actor: str | None,
+    since: int | None,
+    until: int | None,
+    before: int | None,
+    limit: int,
+    hidden: Collection[str] = (),
+) -> list[Change]:
+    """Rows of the log that pass all filters, newest first, but for those of `hidden` tenants."""
+    c = changes.c
+    made: list[tuple[Any, Callable[[Any], sa.ColumnElement[bool]]]] = [
+        (tenant_id, c.tenant_id.__eq__),
+        (kinds, c.kind.in_),
+        (actor, c.actor.__eq__),
+        (since, c.at.__ge__),
+        (until, c.at.__lt__),
+        (before, c.seq.__lt__),
+        (hidden or None, c.tenant_id.not_in),
+    ]
+    chosen = [make(value) for value, make in made if value is not None]
+    query = sa.select(*(c[name] for name in Change.__struct_fields__)).where(*chosen)
+    return [Change(**row) for row in connection.execute(query.order_by(c.seq.desc()).limit(limit)).mappings()]
+
+
 def episodes_frame(
     connection: sa.Connection,
     tenant_id: str | None,
@@ -194,7 +222,7 @@ def episodes_frame(
         .order_by(c.id)
         .limit(limit)
     )
-    return _frame(connection, query)
+    return frame_of(connection, query)
 
 
 def with_vectors(connection: sa.Connection, frame: pl.DataFrame, dimension: int) -> pl.DataFrame:
@@ -227,7 +255,7 @@ def agents_frame(
         query = query.where(agents.c.status == status)
     if hidden:
         query = query.where(agents.c.tenant_id.not_in(hidden))
-    return _frame(connection, query)
+    return frame_of(connection, query)
 
 
 def holds_frame(connection: sa.Connection, tenant_id: str) -> pl.DataFrame:
@@ -249,7 +277,7 @@ def holds_frame(connection: sa.Connection, tenant_id: str) -> pl.DataFrame:
         .where(holds.c.tenant_id == tenant_id)
         .order_by(c.id)
     )
-    return _frame(connection, query)
+    return frame_of(connection, query)
 
 
 def living_agents(connection: sa.Connection) -> list[tuple[str, str]]:
@@ -283,7 +311,7 @@ def tenants_frame(connection: sa.Connection) -> pl.DataFrame:
         .outerjoin(lives, lives.c.tenant_id == tenants.c.tenant_id)
         .order_by(tenants.c.tenant_id)
     )
-    return _frame(connection, query)
+    return frame_of(connection, query)
 
 
 def erasures_frame(connection: sa.Connection) -> pl.DataFrame:
@@ -291,7 +319,7 @@ def erasures_frame(connection: sa.Connection) -> pl.DataFrame:
     ledger = [column for column in erasures.c if column.name != "pending"]
     began = sa.and_(changes.c.seq == erasures.c.seq, changes.c.subject == erasures.c.id)
     query = sa.select(*ledger, changes.c.actor, changes.c.reason).outerjoin(changes, began).order_by(erasures.c.seq)
-    return _frame(connection, query)
+    return frame_of(connection, query)
 
 
 def changes_frame(rows: Sequence[Change]) -> pl.DataFrame:
@@ -323,7 +351,7 @@ def counts(connection: sa.Connection, tenant_id: str | None) -> Mapping[str, int
 _POLARS = {sa.Text: "String", sa.Integer: "Int64", sa.BigInteger: "Int64", sa.Double: "Float64"}
 
 
-def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pl.DataFrame:
+def frame_of(connection: sa.Connection, query: sa.Select[Any]) -> pl.DataFrame:
     """The result of a query, with types also where it is empty."""
     from fedlab._polars import pl  # imported when the first frame is asked for
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -82,6 +82,51 @@ class AggregateCalls(abc.ABC):
         groups = check_by(by)
         params = protocol.RewardSummary(tenant_id=tenant_id, by=groups, periods=periods, limit=limit, **where)
         frame: pl.DataFrame = await self.call("reward_summary", params)
+        return frame
+
+    async def lives(
+        self,
+        tenant_id: str | None = None,
+        *,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        limit: int = 2_000,
+    ) -> pl.DataFrame:
+        """The lives of agents with what came of them, the last that began first."""
+        params = protocol.Lives(tenant_id=tenant_id, since=_time(since), until=_time(until), limit=limit)
+        frame: pl.DataFrame = await self.call("lives", params)
+        return frame
+
+    async def credit(
+        self, tenant_id: str, *, by: Literal["generation", "agent"] = "generation", limit: int = 1_000
+    ) -> pl.DataFrame:
+        """How often live episodes of one generation, or agent, were made from episodes of another."""
+        frame: pl.DataFrame = await self.call("credit", protocol.Credit(tenant_id=tenant_id, by=by, limit=limit))
+        return frame
+
+    async def lineage(self, tenant_id: str, episode_id: str, *, depth: int = 3, limit: int = 200) -> pl.DataFrame:
+        """What an episode was made from and what was made from it: a row for each link, the nearest first."""
+        params = protocol.Lineage(tenant_id=tenant_id, episode_id=episode_id, depth=depth, limit=limit)
+        frame: pl.DataFrame = await self.call("lineage", params)
+        return frame
+
+    async def sample(
+        self,
+        tenant_id: str,
+        n: int = 2_000,
+        *,
+        seed: int = 0,
+        vectors: bool = True,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        task: str | None = None,
+        agent_id: str | None = None,
+    ) -> pl.DataFrame:
+        """A uniform sample of a tenant's live episodes, with vectors; the same for the same seed."""
+        where = msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id))
+        params = protocol.Sample(tenant_id=tenant_id, n=n, seed=seed, vectors=vectors, **where)
+        frame: pl.DataFrame = await self.call("sample", params)
         return frame
 
 

@@ -196,6 +196,43 @@ class Rewards(RewardSummary, frozen=True, kw_only=True):  # noqa: D101
     bins: Whole = 40
 
 
+class Lives(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    since: Whole | None = None
+    until: Whole | None = None
+    limit: Whole = 2_000
+
+
+class Credit(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    by: str = "generation"
+    limit: Whole = 1_000
+
+
+class Lineage(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    episode_id: str
+    depth: Whole = 3
+    limit: Whole = 200
+
+
+class Sample(ForTenant, frozen=True, kw_only=True):  # noqa: D101
+    n: Whole = 2_000
+    seed: Whole = 0
+    vectors: bool = True
+    min_reward: float | None = None
+    since: Whole | None = None
+    until: Whole | None = None
+    task: str | None = None
+    agent_id: str | None = None
+
+
+class Tail(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    kinds: Annotated[tuple[str, ...], Meta(max_length=50)] | None = None
+    actor: str | None = None
+    since: Whole | None = None
+    until: Whole | None = None
+    before: Whole | None = None
+    limit: Whole = 100
+
+
 class Method(msgspec.Struct, frozen=True):
     """One thing that can be asked of a hub.
 
@@ -228,11 +265,16 @@ METHODS: dict[str, Method] = {
     "agents": Method(Agents, Page, slow=True),
     "tenants": Method(Params, Page, slow=True),
     "changes": Method(Changes, Page, slow=True),
+    "tail": Method(Tail, Page, slow=True),
     "watch": Method(Watch, list[Change]),
     "stats": Method(ForAnyTenant, Stats, slow=True),
     "growth": Method(Growth, Page, slow=True),
     "rewards": Method(Rewards, Page, slow=True),
     "reward_summary": Method(RewardSummary, Page, slow=True),
+    "lives": Method(Lives, Page, slow=True),
+    "credit": Method(Credit, Page, slow=True),
+    "lineage": Method(Lineage, Page, slow=True),
+    "sample": Method(Sample, Page, slow=True),
     "backup": Method(Backup, BackupManifest, "admin", slow=True, whole_hub=True),
     "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
     "set_retention": Method(Policy, int, "admin", writes=True),

@@ -92,6 +92,11 @@ class SyncConnection:
     growth = _blocking(HubConnection.growth)
     rewards = _blocking(HubConnection.rewards)
     reward_summary = _blocking(HubConnection.reward_summary)
+    lives = _blocking(HubConnection.lives)
+    credit = _blocking(HubConnection.credit)
+    lineage = _blocking(HubConnection.lineage)
+    sample = _blocking(HubConnection.sample)
+    tail = _blocking(HubConnection.tail)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""

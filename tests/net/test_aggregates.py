@@ -22,18 +22,33 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("rewards", {"by": ["task", "generation"], "bins": 3, "min_reward": 0.3}),
     ("reward_summary", {"by": "time", "periods": 4}),
     ("reward_summary", {"by": ("tenant", "agent"), "since": 0, "limit": 3}),
+    ("lives", {}),
+    ("lives", {"since": 0, "until": datetime(2035, 1, 1), "limit": 1}),
+    ("tail", {}),
+    ("tail", {"kinds": "episode_stored", "actor": "local", "since": 0, "until": 2**42, "before": 30, "limit": 20}),
+    ("tail", {"kinds": ["agent_spawned", "tenant_created"]}),
+]
+OF_ONE: list[tuple[str, dict[str, Any]]] = [
+    ("credit", {}),
+    ("credit", {"by": "agent", "limit": 1}),
+    ("lineage", {"episode_id": "e7"}),
+    ("lineage", {"episode_id": "e20", "depth": 1, "limit": 1}),
+    ("sample", {}),
+    ("sample", {"n": 3, "seed": 7, "vectors": False, "task": "task 1"}),
 ]
 
 
 @pytest.fixture(autouse=True)
 def two_tenants(hub: Hub, episode: Make) -> None:
-    hub.put([episode(n, metadata={"generation": n // 10}) for n in range(50)])
+    hub.put([episode(n, id=f"e{n}", metadata={"generation": n // 10}, sources=(f"e{n - 10}",)) for n in range(50)])
     hub.put([episode(n, tenant_id="rival", reward=-5) for n in range(7)])
+    for tenant_id in ("acme", "rival"):
+        hub.spawn_agent(tenant_id, "agent-1", lifetime=60)
 
 
-@pytest.mark.parametrize(("method", "arguments"), CALLS)
+@pytest.mark.parametrize(("method", "arguments"), [*CALLS, *OF_ONE])
 async def test_aggregates_are_the_hubs_own(connection: HubConnection, hub: Hub, method: str, arguments: dict[str, Any]):
-    for tenant_id in (None, "acme"):
+    for tenant_id in (None, "acme") if (method, arguments) in CALLS else ("acme",):
         theirs = await getattr(connection, method)(tenant_id, **arguments)
         ours = getattr(hub, method)(tenant_id, **arguments)
         assert theirs.equals(ours)
@@ -52,6 +67,10 @@ async def test_wrong_questions_are_refused_everywhere(connection: HubConnection)
         connection.rewards(bins=0),
         connection.reward_summary(limit=10**12),
         connection.growth("../acme"),
+        connection.credit("acme", by="task"),  # type: ignore[arg-type]
+        connection.lineage("acme", "not-there"),
+        connection.sample("acme", 10**6),
+        connection.tail(kinds=[5]),  # type: ignore[list-item]
     ):
         with pytest.raises(InvalidRequest):
             await call
@@ -60,8 +79,9 @@ async def test_wrong_questions_are_refused_everywhere(connection: HubConnection)
 @pytest.mark.parametrize("role", ["observer", "agent", "admin"])
 async def test_a_token_counts_its_own_tenant_only(server: HubServer, hub: Hub, token: Any, role: Any):
     async with fedlab.connect(server.url, token("acme", role)) as connection:
-        for method, arguments in CALLS:
-            own = await getattr(connection, method)(**arguments)
+        for method, arguments in [*CALLS, *OF_ONE]:
+            of_one = {} if (method, arguments) in CALLS else {"tenant_id": "acme"}
+            own = await getattr(connection, method)(**of_one, **arguments)
             assert own.equals(getattr(hub, method)("acme", **arguments))
             for tenant_id in ("rival", "Acme", "acm\u0435", ""):
                 with pytest.raises(PermissionDenied):
