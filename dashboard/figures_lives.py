@@ -25,11 +25,8 @@ def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
     """
     figure = blank("Lives, from spawn to death", f"time ({zone})", "agents, the first at the bottom", "end")
     rows = lives.sort("spawned_at").with_row_index("place")
-    now = max(rows["spawned_at"].max(), rows["ended_at"].max() or 0)
-    times = [
-        pl.from_epoch(pl.col(name), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
-        for name in ("spawned_at", "ended_at")
-    ]
+    now = max(each for name in ("spawned_at", "ended_at") for each in rows[name].drop_nulls().to_list())
+    times = [_time(name, zone) for name in ("spawned_at", "ended_at")]
     rows = rows.with_columns(pl.col("ended_at").fill_null(now)).with_columns(times)
     for status, colour in ENDS.items():
         some = rows.filter(pl.col("status") == status)
@@ -65,12 +62,7 @@ def exchange(lives: pl.DataFrame, zone: str) -> go.Figure:
     """
     figure = blank("Pulled and pushed by each life", f"spawned, time ({zone})", "episodes", "direction")
     rows = lives.sort("spawned_at")
-    x = (
-        pl.from_epoch(rows["spawned_at"], time_unit="ms")
-        .dt.replace_time_zone("UTC")
-        .dt.convert_time_zone(zone)
-        .to_list()
-    )
+    x = rows.select(_time("spawned_at", zone)).to_series().to_list()
     names = [plain(each) for each in rows["agent_id"]]
     for name, sign, colour in (("pushed", 1, OKABE_ITO[2]), ("pulled", -1, OKABE_ITO[3])):
         figure.add_scatter(
@@ -101,7 +93,7 @@ def credit(frame: pl.DataFrame, by: str) -> go.Figure:
     order = {name: place for place, name in enumerate([*names, None])}
     label = [f"generation {name}" if by == "generation" else plain(name) for name in names] + [unknown]
     rewards = frame["mean_reward"].fill_null(0.0)
-    low, high = float(rewards.min()), float(rewards.max())
+    low, high = min(rewards.to_list()), max(rewards.to_list())
     shade = [0.15 + 0.6 * ((value - low) / (high - low) if high > low else 0.5) for value in rewards]
     sankey = go.Sankey(
         node={"label": label, "color": [OKABE_ITO[place % len(OKABE_ITO)] for place in range(len(label))], "pad": 12},
@@ -122,3 +114,8 @@ def credit(frame: pl.DataFrame, by: str) -> go.Figure:
         height=max(360, 60 + 22 * len(label)),
     )
     return figure
+
+
+def _time(column: str, zone: str) -> pl.Expr:
+    """A column of ms UTC as times in a zone."""
+    return pl.from_epoch(pl.col(column), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)

@@ -110,7 +110,7 @@ def memory_map(frame: pl.DataFrame, colour: str, way: str) -> go.Figure:
 
 
 def _points(
-    figure: go.Figure, rows: pl.DataFrame, name: str, marker: dict[str, object], common: dict[str, object]
+    figure: go.Figure, rows: pl.DataFrame, name: str, marker: Mapping[str, object], common: Mapping[str, object]
 ) -> None:
     if rows.is_empty():
         return

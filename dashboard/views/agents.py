@@ -1,4 +1,4 @@
-"""Agents and generations: when they lived and how they ended, what they pulled and pushed, and who learned from whom."""
+"""Agents and generations: when they lived, how they ended, what they pulled and pushed, and who learned from whom."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _credit(tenant_id: str) -> None:
     credit = sources.ask("credit", tenant_id, by=by, limit=200)
     if credit.is_empty():
         look.note(
-            "No episode names another as its source yet: agents that recall before they store do so by themselves."
+            "No episode names another as its source yet: what an agent recalls before it stores becomes that by itself."
         )
         return
     look.chart(

@@ -1,14 +1,14 @@
-"""Memory explorer: search a tenant's memory, see why it ranks as it does, where an episode comes from, and a map of all."""
+"""Memory explorer: search a memory, see why it ranks as it does, where an episode comes from, and a map of them all."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 import streamlit as st
 
+from dashboard import figures_memory as figures
 from dashboard import look, sources
-from dashboard.figures import memories as figures
 from fedlab.errors import FedlabError
 from fedlab.recall import RecallPolicy
 
@@ -21,6 +21,10 @@ SAMPLE = 2_000
 """Episodes on a map."""
 EXCERPT = 300
 """Characters of a text in a table."""
+FIELDS = ("task", "input", "output", "reward", "agent_id", "created_at", "id")
+COLOURS = {"reward": "reward", "generation": "generation", "agent_id": "agent"}
+ADDRESS: Final = "query-params"
+"""Where the state of a widget is kept: in the address of the view."""
 
 
 def page() -> None:
@@ -42,9 +46,9 @@ def _filters() -> dict[str, Any]:
     """What is searched, and drawn on the map: conditions as `recall` takes them."""
     with st.expander("Filters", icon=":material/filter_alt:"):
         columns = st.columns(3)
-        task = columns[0].text_input("Task, exactly", key="task", bind="query-params")
-        agent = columns[1].text_input("Agent", key="agent", bind="query-params")
-        least = columns[2].number_input("Smallest reward", value=None, key="min_reward", bind="query-params")
+        task = columns[0].text_input("Task, exactly", key="task", bind=ADDRESS)
+        agent = columns[1].text_input("Agent", key="agent", bind=ADDRESS)
+        least = columns[2].number_input("Smallest reward", value=None, key="min_reward", bind=ADDRESS)
     given = {"task": task or None, "agent_id": agent or None, "min_reward": least}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -55,18 +59,18 @@ def _policy(*, text: bool) -> RecallPolicy | None:
         columns = st.columns(4)
         weights = {
             name: columns[place].slider(
-                name.capitalize(), 0.0, 2.0, float(place == 0), 0.1, key=f"by_{name}", bind="query-params"
+                name.capitalize(), 0.0, 2.0, float(place == 0), 0.1, key=f"by_{name}", bind=ADDRESS
             )
             for place, name in enumerate(("similarity", "reward", "recency"))
         }
-        half_life = columns[3].number_input(
-            "Half-life of recency, days", 0.01, value=30.0, key="half_life", bind="query-params"
-        )
+        half_life = columns[3].number_input("Half-life, days", 0.01, value=30.0, key="half_life", bind=ADDRESS)
     if not text:
         weights["similarity"] = 0.0
     if not any(weights.values()):
         return None if text else RecallPolicy(recency=1.0, half_life_days=half_life)
-    return RecallPolicy(half_life_days=half_life, **weights)
+    return RecallPolicy(
+        similarity=weights["similarity"], reward=weights["reward"], recency=weights["recency"], half_life_days=half_life
+    )
 
 
 def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
@@ -74,14 +78,11 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
     text = (
         columns[0]
         .text_input(
-            "Search by meaning",
-            key="q",
-            bind="query-params",
-            placeholder="What a task was about; nothing for the newest",
+            "Search by meaning", key="q", bind=ADDRESS, placeholder="What a task was about; nothing for the newest"
         )
         .strip()
     )
-    k = columns[1].number_input("How many", 1, 200, 10, key="k", bind="query-params")
+    k = columns[1].number_input("How many", 1, 200, 10, key="k", bind=ADDRESS)
     policy = _policy(text=bool(text))
     if policy is None:
         look.note("All weights are zero: nothing is left to rank by. Move one of them.")
@@ -93,9 +94,7 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
         return []
     frame = pl.DataFrame([_row(rank, memory, policy) for rank, memory in enumerate(found, 1)])
     shown = look.local(frame.with_columns(pl.col("task", "input", "output").str.slice(0, EXCERPT)))
-    st.caption(
-        f"{len(found):,} memories, ranked by {policy}. Choose a row to see the whole episode and where it comes from."
-    )
+    st.caption(f"{len(found):,} memories, ranked by {policy}. Choose a row to see all of it, and where it comes from.")
     event = st.dataframe(shown, key="found", hide_index=True, on_select="rerun", selection_mode="single-row")
     rows = event.selection.rows if hasattr(event, "selection") else []
     st.session_state.chosen = found[rows[0]].id if rows else None
@@ -112,9 +111,7 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
 
 
 def _row(rank: int, memory: Memory, policy: RecallPolicy) -> dict[str, Any]:
-    own = {
-        name: getattr(memory, name) for name in ("task", "input", "output", "reward", "agent_id", "created_at", "id")
-    }
+    own = {name: getattr(memory, name) for name in FIELDS}
     parts = {f"from {name}": value for name, value in policy.parts(memory).items()}
     return {"rank": rank, "score": memory.score, "similarity": memory.similarity, **parts, **own}
 
@@ -162,18 +159,8 @@ def _episode(tenant_id: str, episode_id: str, *, hint: bool) -> None:
 def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
     st.subheader("Map of the memory")
     columns = st.columns(2)
-    colour = (
-        columns[0].segmented_control(
-            "Colour", ["reward", "generation", "agent_id"], default="reward", key="colour", bind="query-params"
-        )
-        or "reward"
-    )
-    way = (
-        columns[1].segmented_control(
-            "Projection", ["PCA", "UMAP"], default="PCA", key="projection", bind="query-params"
-        )
-        or "PCA"
-    )
+    colour = columns[0].radio("Colour", COLOURS, format_func=COLOURS.get, key="colour", bind=ADDRESS, horizontal=True)
+    way = columns[1].radio("Projection", ["PCA", "UMAP"], key="projection", bind=ADDRESS, horizontal=True)
     sample = sources.ask("sample", tenant_id, SAMPLE, **where)
     if len(sample) < 3:
         look.note("A map needs at least three episodes.")
@@ -212,9 +199,8 @@ def _points(sample: pl.DataFrame, way: str) -> Any:
             from umap import UMAP
         except ImportError:
             return None
-        return UMAP(
-            metric="cosine", n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1, init="random"
-        ).fit_transform(vectors)
+        drawn = UMAP(metric="cosine", n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1, init="random")
+        return drawn.fit_transform(vectors)
     centred = vectors - vectors.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)
     plane = directions[:, ::-1][:, :2]
