@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedlab import Episode, Hub, InvalidRequest, MinReward, SimulatedClock, UnknownTenant
-from fedlab.hub import columns
+from fedlab.hub import columns, growth
 
 Make = Callable[..., Episode]
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -295,12 +297,58 @@ def test_who_asks_for_what_is_not_there_is_told(hub: Hub, episode: Make):
 def test_asked_again_the_hub_counts_only_what_is_new(hub: Hub, episode: Make, monkeypatch: pytest.MonkeyPatch):
     hub.put([episode(n) for n in range(20)])
     first = hub.growth()
-    assert hub.growth() is first
+    with monkeypatch.context() as patch:
+        patch.setattr(growth, "growth", lambda *_, **__: pytest.fail("it was counted again"))
+        again = hub.growth()
+        again.insert_column(0, pl.lit("whoever has it may change it").alias("changed"))
+        assert hub.growth().equals(first)
     hub.put(episode(21))
     with monkeypatch.context() as patch:
         patch.setattr(columns, "_read_all", lambda *_: pytest.fail("everything was read again"))
         assert total(hub.growth(), "stored") == 21
         assert hub.reward_summary()["n"].to_list() == [21]
+
+
+def test_what_is_counted_during_an_erasure_is_what_is_there(hub: Hub, episode: Make):
+    hub.put(
+        [episode(n, agent_id=f"a{n % 2}") for n in range(400)] + [episode(n, tenant_id="rival") for n in range(400)]
+    )
+    hub.reward_summary()
+    seen: list[dict[str, int]] = []
+    there: list[dict[str, int]] = []
+
+    def look(_seq: int) -> None:
+        seen.append(dict(hub.reward_summary().select("tenant_id", "n").iter_rows()))
+        there.append(dict(Counter(hub.episodes()["tenant_id"])))
+
+    undo = hub.on_commit(look)
+    hub.erase_agent("acme", "a0", reason="asked to")
+    hub.erase_tenant("rival", reason="asked to")
+    undo()
+    assert seen == there
+    assert seen[0] == {"acme": 400, "rival": 400}
+    assert {"acme": 200, "rival": 400} in seen
+    assert seen[-1] == {"acme": 200}
+    assert len(seen) > 5
+
+
+def test_many_threads_count_while_others_write(hub: Hub, episode: Make):
+    def write(agent: int) -> None:
+        for n in range(20):
+            made = [episode(n, agent_id=f"a{agent}") for _ in range(3)]
+            hub.put(made)
+            hub.forget("acme", [made[0].id], reason="test")
+
+    def count(_: int) -> None:
+        frame = hub.growth("acme", bins=1)
+        assert frame["live"][0] == frame["stored"][0] - frame["forgotten"][0]
+        assert hub.reward_summary("acme")["n"][0] <= 241
+
+    hub.put(episode(0))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: write(n) if n < 4 else count(n), range(40)))
+    assert hub.growth("acme", bins=1).select("stored", "forgotten", "live").rows() == [(241, 80, 161)]
+    assert hub.reward_summary("acme")["n"].to_list() == [161]
 
 
 # --- lives, credit, lineage, samples, the end of the log --------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,9 @@ from fedlab import (
     MaxEpisodes,
     MinReward,
     Random,
+    Recency,
     Reward,
+    Similarity,
     UnknownTenant,
 )
 from fedlab.net import HubConnection
@@ -60,6 +63,23 @@ async def test_recall_filters_and_policies_travel(connection: HubConnection, epi
     assert [memory.reward for memory in best] == [0.9, 0.9, 0.8, 0.8]
     assert len(await connection.recall("acme", None, k=99, policy=Random(seed=3), task="task 2")) == 6
     assert await connection.recall("acme", "x", k=5, agent_id="nobody") == []
+
+
+async def test_the_score_of_a_memory_is_the_sum_of_its_parts(connection: HubConnection, episode: Make, vector: Any):
+    now = time.time_ns() // 1_000_000
+    await connection.put([episode(n, vector=vector(n), created_at=now - n * 86_400_000) for n in range(1, 30)])
+    policy = Similarity(3) + 2 * Reward() + 0.5 * Recency(half_life_days=10)
+    for memory in await connection.recall("acme", vector(3), k=30, policy=policy):
+        parts = policy.parts(memory)
+        assert sum(parts.values()) == pytest.approx(memory.score)
+        assert parts["similarity"] == 3 * memory.similarity
+        assert parts["reward"] == 2 * memory.reward
+        assert parts["recency"] == pytest.approx(0.5 * 2 ** -((now - memory.created_at) / 864_000_000), rel=1e-4)
+    [memory] = await connection.recall("acme", vector(3), k=1)
+    assert Similarity().parts(memory) == {"similarity": memory.score}
+    either = Random(seed=1) + Recency()
+    [memory] = await connection.recall("acme", None, k=1, policy=either)
+    assert either.parts(memory) == {"recency + random": memory.score}
 
 
 async def test_two_hundred_equal_episodes_all_come_back(connection: HubConnection, episode: Make):
