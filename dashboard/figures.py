@@ -79,7 +79,7 @@ def before_and_after(
             rows += [(tenant, NOW, name, went + stays, 0) for name, (went, stays) in counts.items()]
         rows += [(tenant, names[label], name, stays, went) for name, (went, stays) in counts.items()]
     frame = pl.DataFrame(rows, ["tenant_id", "policy", what, "episodes", "would_go"], orient="row")
-    filled = [at for at, name in enumerate(bins) if frame.filter(pl.col(what) == name)["episodes"].any()]
+    filled = [at for at, name in enumerate(bins) if frame.filter(pl.col(what) == name)["episodes"].sum()]
     return frame.filter(pl.col(what).is_in(bins[filled[0] : filled[-1] + 1])) if filled else frame.clear()
 
 
@@ -118,4 +118,37 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     figure.update_xaxes(title=x if len(tenants) == 1 else None, type="category")
     figure.update_xaxes(title=x, row=len(tenants))
     figure.update_layout(height=200 + 180 * len(tenants), barmode="group", bargap=0.25)
+    return figure
+
+
+def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
+    """Requests a second, and below them the latency that 95 % of them stayed under; a line for each method.
+
+    Args:
+        frame: As `over_time` gives it, with datetimes.
+        zone: The reader's time zone.
+    """
+    figure = blank("Requests and their latency", f"time ({zone})", "requests a second", "method")
+    figure.set_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    methods = sorted(frame["method"].unique())
+    for method, colour in zip(methods, OKABE_ITO, strict=False):
+        rows = frame.filter(pl.col("method") == method)
+        for row, column in enumerate(("per_second", "p95_ms"), 1):
+            figure.add_scatter(
+                x=rows["at"].dt.convert_time_zone(zone).to_list(),
+                y=rows[column].to_list(),
+                name=plain(method),
+                legendgroup=method,
+                showlegend=row == 1,
+                line={"color": colour},
+                mode="lines",
+                hovertemplate="%{y:,.2f}",
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(title="requests a second", rangemode="tozero", row=1)
+    figure.update_yaxes(title="p95, ms", rangemode="tozero", row=2)
+    figure.update_xaxes(title=None, row=1)
+    figure.update_xaxes(title=f"time ({zone})", row=2)
+    figure.update_layout(height=480)
     return figure

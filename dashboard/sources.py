@@ -211,8 +211,7 @@ def results(source: Source) -> Results:
 
 def metrics() -> list[tuple[str, Mapping[str, str], float]]:
     """The samples (name, labels, value) that the current hub's server publishes; none if it is no server."""
-    source = current()
-    url = getattr(getattr(connection(), "_connection", None), "url", None) if source else None
+    url = connection().url
     return [] if url is None else _metrics(url, int(time.time()))
 
 

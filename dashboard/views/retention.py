@@ -142,29 +142,33 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
             "tenant": tenant,
             "would go": each.removed,
             "would stay": each.kept,
-            "share that goes": each.removed / max(1, each.removed + each.kept),
-            "by their own expires_at": each.expired,
+            "share": each.removed / max(1, each.removed + each.kept),
             "held": each.held,
+            "others of 10": each.recall.changed if each.recall else None,
+            "reward now": each.recall.reward_before if each.recall else None,
+            "reward after": each.recall.reward_after if each.recall else None,
+            "queries": each.recall.queries if each.recall else 0,
             "bytes": each.bytes,
-            "recall: queries tried": each.recall.queries if each.recall else 0,
-            "of 10 memories, others": each.recall.changed if each.recall else None,
-            "recalled reward now": each.recall.reward_before if each.recall else None,
-            "recalled reward after": each.recall.reward_after if each.recall else None,
+            "expired": each.expired,
         }
         for (label, tenant), each in previews.items()
     ]
-    percent = st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)
-    number = st.column_config.NumberColumn(format="localized")
-    share = {"share that goes": percent}
-    counts = dict.fromkeys(("would go", "would stay", "by their own expires_at", "held", "bytes"), number)
-    means = {name: st.column_config.NumberColumn(format="%.2f") for name in list(rows[0])[-3:]}
+    number = st.column_config.NumberColumn
+    columns = {
+        **{name: number(format="localized") for name in ("would go", "would stay")},
+        "share": st.column_config.ProgressColumn("goes", format="percent", min_value=0, max_value=1),
+        "held": number(format="localized", help="Would go, were they not held: they stay."),
+        "others of 10": number(
+            format="%.2f", help="Of the 10 best memories of a recent query, how many would be others."
+        ),
+        "reward now": number(format="%.2f", help="Mean reward of the memories that recent queries find now."),
+        "reward after": number(format="%.2f", help="Mean reward of those that they would find."),
+        "queries": number(format="localized", help="Recent queries by similarity that were tried."),
+        "bytes": number(format="localized", help="Contents that would go."),
+        "expired": number(format="localized", help="Go with any policy: their own expires_at has come."),
+    }
     st.subheader("What would go, and what recall would be")
-    st.dataframe(
-        pl.DataFrame(rows, infer_schema_length=None),
-        hide_index=True,
-        column_config={**share, **counts, **means},
-        key="previews",
-    )
+    st.dataframe(pl.DataFrame(rows, infer_schema_length=None), hide_index=True, column_config=columns, key="previews")
     if not any(each.recall for each in previews.values()):
         st.caption("Recall cannot be judged: no recent query by similarity is known. Agents that recall make some.")
 

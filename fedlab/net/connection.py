@@ -60,7 +60,12 @@ T = TypeVar("T")
 class HubConnection(AggregateCalls):
     """What can be asked of a hub. Every method raises what the same method of `Hub` raises,
     and `HubUnavailable` where the hub cannot be reached in time.
+
+    Attributes:
+        url: Of the hub's server; None for an embedded hub.
     """
+
+    url: str | None = None
 
     @abc.abstractmethod
     async def call(self, method: str, params: protocol.Params) -> Any:

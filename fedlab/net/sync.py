@@ -101,6 +101,11 @@ class SyncConnection:
     sample = _blocking(HubConnection.sample)
     tail = _blocking(HubConnection.tail)
 
+    @property
+    def url(self) -> str | None:
+        """Of the hub's server; None for an embedded hub."""
+        return self._connection.url
+
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""
 
