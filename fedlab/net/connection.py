@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Life,
         RetentionPreview,
         RetentionReport,
+        Schedule,
         Stats,
         TransferReport,
         VerifyReport,
@@ -237,6 +238,25 @@ class HubConnection(AggregateCalls):
             base: The name of an earlier one there: then only what is new since is written.
         """
         answer: BackupManifest = await self.call("backup", protocol.Backup(name=name, base=base))
+        return answer
+
+    async def backups(self) -> pl.DataFrame:
+        """The backups in the server's directory as a frame, the newest first."""
+        frame: pl.DataFrame = await self.call("backups", protocol.Params())
+        return frame
+
+    async def verify_backup(self, name: str) -> BackupManifest:
+        """Have the server read all of a backup in its directory, and of those that it builds on, and check it.
+
+        Args:
+            name: As for `backup`.
+        """
+        answer: BackupManifest = await self.call("verify_backup", protocol.BackupName(name=name))
+        return answer
+
+    async def schedule(self) -> Schedule:
+        """What the hub's server does by itself, and when."""
+        answer: Schedule = await self.call("schedule", protocol.Params())
         return answer
 
     async def verify(self) -> VerifyReport:

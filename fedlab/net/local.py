@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fedlab.errors import HubUnavailable, InvalidRequest
-from fedlab.hub.values import Life
+from fedlab.hub.values import Life, Schedule
 from fedlab.net import protocol
 from fedlab.net.commits import Commits
 from fedlab.net.connection import HubConnection
@@ -47,6 +47,7 @@ class LocalConnection(HubConnection):
         holders: Which connection carries which living agent; shared by the connections of a server, so that
             an agent who resumed elsewhere is not released by the connection it left.
         backups: Where backups go, if the hub is a server's that has such a place.
+        schedule: Says what the hub's server does by itself.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LocalConnection(HubConnection):
         commits: Commits | None = None,
         holders: dict[tuple[str, str], LocalConnection] | None = None,
         backups: Backups | None = None,
+        schedule: Callable[[], Schedule] | None = None,
     ) -> None:
         self.hub = hub
         self.actor = actor
@@ -65,6 +67,7 @@ class LocalConnection(HubConnection):
         self._closed = False
         self._commits = commits
         self._backups = backups
+        self._schedule = schedule or Schedule
         self._holders = {} if holders is None else holders
         self._held: set[tuple[str, str]] = set()
 
@@ -80,7 +83,10 @@ class LocalConnection(HubConnection):
             arguments["policy"] = RetentionPolicy.from_json(params.policy)
         if method in _WITH_ACTOR:
             arguments["actor"] = self.actor
-        result = await asyncio.to_thread(getattr(hub, method), **arguments)
+        if method == "schedule":
+            return self._schedule()
+        work = self._place().frame if method == "backups" else getattr(hub, method)
+        result = await asyncio.to_thread(work, **arguments)
         return result.to_json() if isinstance(result, RetentionPolicy) else result
 
     def is_quick(self, params: protocol.Recall) -> bool:
@@ -165,11 +171,17 @@ class LocalConnection(HubConnection):
             return self.recall_now(params)
         return await asyncio.to_thread(self.recall_now, params)
 
-    async def _backup(self, params: protocol.Backup) -> BackupManifest:
+    def _place(self) -> Backups:
         self._open()
         if self._backups is None:
             raise InvalidRequest("this hub has no directory for backups: serve it with backup_dir, or use Hub.backup")
-        return await asyncio.to_thread(self._backups.make, params.name, params.base)
+        return self._backups
+
+    async def _backup(self, params: protocol.Backup) -> BackupManifest:
+        return await asyncio.to_thread(self._place().make, params.name, params.base)
+
+    async def _verify_backup(self, params: protocol.BackupName) -> BackupManifest:
+        return await asyncio.to_thread(self._place().verify, params.name)
 
     async def _watch(self, params: protocol.Watch) -> list[Change]:
         loop = asyncio.get_running_loop()
@@ -205,4 +217,5 @@ _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine
     protocol.SyncAgent: LocalConnection._sync,
     protocol.Watch: LocalConnection._watch,
     protocol.Backup: LocalConnection._backup,
+    protocol.BackupName: LocalConnection._verify_backup,
 }

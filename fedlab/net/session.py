@@ -150,6 +150,7 @@ class Session:
             commits=server.commits,
             holders=server.holders,
             backups=server.backups,
+            schedule=server.schedule,
         )
 
     async def run(self) -> None:

@@ -230,6 +230,7 @@ async def test_a_preview_is_of_the_stored_policy_unless_another_is_given(connect
     assert own.policy == str(await connection.retention("acme"))
     assert own.removed + own.kept == 10
     assert sum(own.by_task.values()) == sum(own.by_age.values()) == sum(own.by_reward.values()) == own.removed > 0
+    assert sum(own.kept_by_age.values()) == sum(own.kept_by_reward.values()) == own.kept
     assert own.recall is not None
     assert own.recall.queries == 1
     assert (other.removed, other.policy) == (0, "keep everything forever")
