@@ -115,7 +115,7 @@ def _points(
     if rows.is_empty():
         return
     data = [[row["id"], plain(row["agent_id"]), plain(row["output"]), row["reward"]] for row in rows.to_dicts()]
-    figure.add_scattergl(
+    figure.add_scatter(
         x=rows["x"].to_list(),
         y=rows["y"].to_list(),
         name=name,

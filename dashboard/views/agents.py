@@ -9,8 +9,7 @@ import streamlit as st
 from dashboard import figures_lives as figures
 from dashboard import look, sources
 
-MOST = 500
-"""Lives on the timeline."""
+MOST = 500  # lives on the timeline
 SPANS = {"all": None, "last hour": timedelta(hours=1), "last 10 minutes": timedelta(minutes=10)}
 
 
@@ -18,7 +17,7 @@ def page() -> None:
     """Timeline, exchange and credit of one tenant."""
     tenant_id = look.choose_tenant()
     if tenant_id is None:
-        look.note("This hub has no tenant yet: no agent has lived here. `fedlab demo` fills a hub.")
+        look.nobody("This hub has no tenant yet: no agent has lived here. `fedlab demo` fills a hub.")
         return
     span = st.radio("Time", SPANS, key="span", bind="query-params", horizontal=True)
     _live(tenant_id, span)

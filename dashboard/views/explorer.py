@@ -17,21 +17,18 @@ if TYPE_CHECKING:
 
     from fedlab.episode import Memory
 
-SAMPLE = 2_000
-"""Episodes on a map."""
-EXCERPT = 300
-"""Characters of a text in a table."""
+SAMPLE = 2_000  # episodes on a map
+EXCERPT = 300  # characters of a text in a table
 FIELDS = ("task", "input", "output", "reward", "agent_id", "created_at", "id")
 COLOURS = {"reward": "reward", "generation": "generation", "agent_id": "agent"}
-ADDRESS: Final = "query-params"
-"""Where the state of a widget is kept: in the address of the view."""
+ADDRESS: Final = "query-params"  # where the state of a widget is kept: in the address of the view
 
 
 def page() -> None:
     """Search, one episode, map."""
     tenant_id = look.choose_tenant()
     if tenant_id is None:
-        look.note("This hub has no tenant yet: there is nothing to search. `fedlab demo` fills a hub.")
+        look.nobody("This hub has no tenant yet: there is nothing to search. `fedlab demo` fills a hub.")
         return
     where = _filters()
     found = _search(tenant_id, where)

@@ -90,6 +90,7 @@ def _run_streamlit(script: Path, host: str, port: int, settings: dict[str, objec
         "server.headless": str(not browser).lower(),
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
+        "runner.magicEnabled": "false",
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
     }

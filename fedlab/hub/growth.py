@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fedlab.errors import InvalidRequest
 from fedlab.hub.columns import named
 
 if TYPE_CHECKING:
@@ -58,10 +57,12 @@ def growth(
     events = _events(columns, tenant_id, by, tenants)
     if events.is_empty():
         return _result(events.clear(), by)
-    since = int(events["at"].min()) if since is None else since  # type: ignore[arg-type]
-    until = int(events["at"].max()) + 1 if until is None else until  # type: ignore[arg-type]
-    if since >= until:
-        raise InvalidRequest(f"since must be before until, and {since} is not before {until} (ms UTC)", field="since")
+    first, last = events["at"].min(), events["at"].max()
+    assert isinstance(first, int)
+    assert isinstance(last, int)
+    since = min(first, first if until is None else until - 1) if since is None else since
+    # Where nothing happened since, there is one stretch in which nothing did.
+    until = max(last, since) + 1 if until is None else until
     stretch = Stretch.of(since, until, bins)
     sizes = events.group_by("group").agg(pl.col("stored").sum()).drop_nulls("group")
     largest = sizes.sort(["stored", "group"], descending=[True, False]).head(top)["group"]

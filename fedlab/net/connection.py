@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import numpy as np
 
-from fedlab.clock import to_ms
 from fedlab.episode import Episode, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import transfer
-from fedlab.hub.frames import check_kinds
 from fedlab.net import protocol
 from fedlab.net.aggregates import AggregateCalls
 from fedlab.recall import Filter, check_ids, check_k
@@ -222,25 +220,6 @@ class HubConnection(AggregateCalls):
         """The change log as a frame, oldest first."""
         params = protocol.Changes(tenant_id=tenant_id, after=after, kind=kind, limit=limit)
         frame: pl.DataFrame = await self.call("changes", params)
-        return frame
-
-    async def tail(
-        self,
-        tenant_id: str | None = None,
-        *,
-        kinds: str | Sequence[str] | None = None,
-        actor: str | None = None,
-        since: datetime | int | None = None,
-        until: datetime | int | None = None,
-        before: int | None = None,
-        limit: int = 100,
-    ) -> pl.DataFrame:
-        """The end of the change log as a frame, newest first."""
-        times = {name: to_ms(at) for name, at in {"since": since, "until": until}.items() if at is not None}
-        params = protocol.Tail(
-            tenant_id=tenant_id, kinds=check_kinds(kinds), actor=actor, before=before, limit=limit, **times
-        )
-        frame: pl.DataFrame = await self.call("tail", params)
         return frame
 
     async def watch(
