@@ -11,7 +11,7 @@ from fedlab.hub.preview import AGE_NAMES, REWARD_NAMES
 from fedlab.plots import OKABE_ITO, blank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
 
@@ -53,10 +53,13 @@ def growth(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
     return figure
 
 
-def groups(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> Iterator[tuple[str, str, pl.DataFrame]]:
-    """Name, colour and rows of each group; those without a name come last and are called others."""
+def groups(
+    frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, rest: str = "others"
+) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    """Name, colour and rows of each group; those without a name come last."""
     parts = frame.partition_by(group, as_dict=True, maintain_order=True)
     for (key,), rows in sorted(parts.items(), key=lambda part: (part[0][0] is None, part[0][0])):
+<<<<<<< HEAD
         yield ("others" if key is None else plain(key)), colours.get(str(key), REST), rows
 
 
@@ -152,3 +155,14 @@ def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
     figure.update_xaxes(title=f"time ({zone})", row=2)
     figure.update_layout(height=480)
     return figure
+=======
+        yield (rest if key is None else plain(key)), colours.get(str(key), REST), rows
+
+
+def in_order(names: Sequence[object]) -> dict[str, str]:
+    """Colours of groups that have an order, such as generations: from dark to light."""
+    from plotly.colors import sample_colorscale
+
+    places = [each / max(1, len(names) - 1) * 0.9 for each in range(len(names))]
+    return dict(zip(map(str, names), sample_colorscale("Viridis", places, colortype="rgb"), strict=True))
+>>>>>>> p1

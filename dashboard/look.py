@@ -16,7 +16,7 @@ from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, Perm
 from fedlab.plots import tenant_colours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import plotly.graph_objects as go
 
@@ -87,7 +87,15 @@ def colours(names: Sequence[str] | None = None) -> dict[str, str]:
     return tenant_colours(sources.tenants() if names is None else names)
 
 
-def chart(figure: go.Figure, data: pl.DataFrame, *, key: str, about: str, select: bool = False, **options: Any) -> Any:
+def chart(
+    figure: go.Figure,
+    data: pl.DataFrame,
+    *,
+    key: str,
+    about: str,
+    select: bool | Callable[[], None] = False,
+    **options: Any,
+) -> Any:
     """A figure, and below it the way to its data.
 
     Args:
@@ -95,14 +103,19 @@ def chart(figure: go.Figure, data: pl.DataFrame, *, key: str, about: str, select
         data: What is drawn; it can be looked at and downloaded.
         key: Its own, on this page.
         about: What it shows, in a sentence, for who does not see it.
-        select: Whether a part of it can be chosen; the choice is returned.
+        select: Whether a part of it can be chosen, which is returned; or what is called with a new choice.
         options: Of `st.plotly_chart`.
     """
     figure.update_layout(
         margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"orientation": "h", "y": -0.25}, font={"size": 13}
     )
     chosen = st.plotly_chart(
-        figure, key=key, config=CONFIG, alt=about, on_select="rerun" if select else "ignore", **options
+        figure,
+        key=key,
+        config=CONFIG,
+        alt=about,
+        on_select=select if callable(select) else "rerun" if select else "ignore",
+        **options,
     )
     with st.expander("Data", icon=":material/table:"):
         st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)

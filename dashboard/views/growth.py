@@ -1,5 +1,225 @@
-"""To be written."""
+"""Memory growth: what was stored and what was forgotten, over time and over generations, of tenants and agents."""
 
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
 import streamlit as st
 
-st.write("soon")
+from dashboard import figures_growth as figures
+from dashboard import look, sources
+from dashboard.figures import in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MOST_GROUPS, MOST_ROWS = 100, 2_000  # that a hub tells apart; Streamlit would show a text that stands alone
+COLUMNS = {"tenant": "tenant_id", "agent": "agent_id", "generation": "generation"}
+
+
+class Range(NamedTuple):
+    """A stretch of time, ms UTC: from a first moment up to another."""
+
+    since: int
+    until: int
+
+
+def page() -> None:
+    """All of it."""
+    if not sources.tenants():
+        look.note("Nothing grows yet: this hub is empty. Let an agent store its first episode.")
+        return
+    left, right = st.columns([1, 2])
+    with left:
+        by = st.segmented_control(
+            "By", [*COLUMNS], default="tenant", required=True, key="by", bind="query-params", persist_state="session"
+        )
+    with right:
+        tenants = [look.choose_tenant() or ""] if by == "agent" else look.choose_tenants()
+    whole = _whole(tenants)
+    if whole is None:
+        look.note("Nothing was ever stored here. Choose other tenants, or let an agent store an episode.")
+        return
+    chosen = _range(whole)
+    colours = _colours(by, tenants, whole)
+    _navigator(by, tenants, whole, chosen, colours)
+    _details(by, tenants, chosen, colours)
+
+
+def _whole(tenants: Sequence[str]) -> Range | None:
+    """All the time there is; None if nothing happened."""
+    time = sources.ask("growth", _scope(tenants), top=MOST_GROUPS)["time"].unique().sort()
+    if time.is_empty():
+        return None
+    ms = time.dt.epoch("ms").to_list()
+    return Range(ms[0], ms[-1] + (ms[1] - ms[0] if len(ms) > 1 else 1))
+
+
+def _range(whole: Range) -> Range:
+    """What was typed, or chosen with the mouse; part of the address of the view."""
+    places = st.columns([2, 2, 1], vertical_alignment="bottom")
+    ends = []
+    for place, (key, usual) in zip(places, {"from": whole.since, "to": whole.until}.items(), strict=False):
+        shown = look.when(usual)
+        text = place.text_input(
+            f"{key.title()} ({look.zone().key})",
+            key=key,
+            placeholder=shown,
+            bind="query-params",
+            persist_state="session",
+        )
+        try:
+            at = datetime.fromisoformat(text) if text else None
+        except ValueError:
+            place.error(f"This is no time. Write it as {shown}.")
+            at = None
+        zoned = at.replace(tzinfo=look.zone()) if at is not None and at.tzinfo is None else at
+        ends.append(usual if zoned is None else round(zoned.timestamp() * 1000))
+    places[2].button("All time", on_click=_forget_range, disabled=ends == list(whole), icon=":material/zoom_out_map:")
+    if ends[0] >= ends[1]:
+        st.error("This time ends before it begins: all time is shown.")
+        return whole
+    return Range(*ends)
+
+
+def _forget_range() -> None:
+    st.session_state["from"] = st.session_state["to"] = ""
+    st.session_state.growth_zooms = st.session_state.get("growth_zooms", 0) + 1
+
+
+def _zoomed() -> None:
+    """Take the box that was drawn on the first chart as the range."""
+    boxes = st.session_state[_navigator_key()].selection.box
+    for key, text in zip(("from", "to"), sorted(boxes[0]["x"]) if boxes else ("", ""), strict=True):
+        at = datetime.fromisoformat(str(text)).replace(tzinfo=look.zone()) if text else None
+        st.session_state[key] = "" if at is None else at.isoformat(timespec="milliseconds")
+
+
+def _navigator_key() -> str:
+    return f"growth-live-{st.session_state.get('growth_zooms', 0)}"
+
+
+def _navigator(by: str, tenants: Sequence[str], whole: Range, chosen: Range, colours: dict[str, str]) -> None:
+    frame = _grown(by, tenants, whole)
+    zone = look.zone().key
+    figure = figures.stacked(
+        frame, pl.col("live"), COLUMNS[by], colours, title="Live episodes over all time", unit="episodes", zone=zone
+    )
+    figures.mark(figure, _forgetting(tenants, whole), zone=zone)
+    if chosen != whole:
+        ends = [datetime.fromtimestamp(each / 1000, look.zone()) for each in chosen]
+        figure.add_vrect(*ends, fillcolor="#7F7F7F", opacity=0.2, line_width=0)
+    figure.update_layout(dragmode="select", selectdirection="h", height=430)
+    look.chart(
+        figure,
+        frame,
+        key=_navigator_key(),
+        about=f"Live episodes over time, one area a {by}; vertical marks where episodes were forgotten.",
+        select=_zoomed,
+        selection_mode="box",
+    )
+    st.caption("Draw a box on this chart, or type two times: the charts below show that time only.")
+
+
+def _details(by: str, tenants: Sequence[str], chosen: Range, colours: dict[str, str]) -> None:
+    frame, group, zone = _grown(by, tenants, chosen), COLUMNS[by], look.zone().key
+    forgetting = _forgetting(tenants, chosen)
+    numbers = st.columns(5)
+    for place, name in zip(numbers, ("stored", "forgotten", "erased"), strict=False):
+        place.metric(name.title(), f"{frame[name].sum():,}")
+    numbers[3].metric("Live at the end", f"{frame.filter(pl.col('time') == frame['time'].max())['live'].sum():,}")
+    numbers[4].metric(
+        "Bytes, live now", look.bytes_of(float(frame["bytes"].sum())), help="Texts and vectors of what was stored."
+    )
+    if len(frame[group].unique()) > 1:
+        look.chart(
+            figures.panels(frame, group, colours, zone=zone),
+            frame,
+            key="growth-panels",
+            about=f"A panel for each {by}: episodes that are live, that were stored and that have gone.",
+        )
+    look.chart(
+        figures.mark(figures.turnover(frame, group, colours, zone=zone), forgetting, zone=zone),
+        frame,
+        key="growth-turnover",
+        about=f"Episodes that were stored, upwards, and forgotten or erased, downwards, of each {by}.",
+    )
+    if len(forgetting):
+        with st.expander("What was forgotten, and why", icon=":material/delete_sweep:"):
+            why = forgetting.group_by("tenant_id", "reason").agg(
+                pl.col("forgotten").sum(), first_at=pl.col("time").min(), last_at=pl.col("time").max()
+            )
+            st.dataframe(look.local(why.sort("tenant_id", "first_at")), key="growth-why", hide_index=True)
+    look.chart(
+        figures.stacked(
+            frame,
+            pl.col("bytes").cum_sum(),
+            group,
+            colours,
+            title="Growth in bytes: what is live now, by when it was stored",
+            unit="bytes",
+            zone=zone,
+        ),
+        frame,
+        key="growth-bytes",
+        about=f"Bytes of the episodes that are live now, added up by the time at which they were stored, of each {by}.",
+    )
+    _generations(tenants, chosen)
+
+
+def _generations(tenants: Sequence[str], chosen: Range) -> None:
+    counts = sources.ask(
+        "reward_summary",
+        _scope(tenants),
+        by=("tenant", "generation"),
+        since=chosen.since,
+        until=chosen.until,
+        limit=MOST_ROWS,
+    ).filter(pl.col("tenant_id").is_in(tenants))
+    if counts["generation"].is_null().all():
+        look.note(
+            "No episode of this time says which generation it is of: give it `metadata={'generation': 3}`,"
+            " as `fedlab.lab` does, and growth over generations stands here."
+        )
+        return
+    look.chart(
+        figures.by_generation(counts, look.colours()),
+        counts.select("tenant_id", "generation", "n"),
+        key="growth-generations",
+        about="Episodes made in this time that are live, by the generation that made them and by tenant.",
+    )
+
+
+def _scope(tenants: Sequence[str]) -> str | None:
+    """Which tenant a hub is asked for; None for all."""
+    return tenants[0] if len(tenants) == 1 else None
+
+
+def _grown(by: str, tenants: Sequence[str], time: Range) -> pl.DataFrame:
+    """The growth of some tenants: of each on its own, where they are neither one nor all."""
+    scopes = tenants if len(tenants) < len(sources.tenants()) else [_scope(tenants)]
+    parts = [sources.ask("growth", each, by=by, since=time.since, until=time.until, top=_top(by)) for each in scopes]
+    summed: pl.DataFrame = pl.concat(parts).group_by("time", COLUMNS[by], maintain_order=True).sum()
+    return summed.sort(COLUMNS[by], "time", nulls_last=True)
+
+
+def _top(by: str) -> int:
+    """How many are told apart: of agents and generations no more than can be read."""
+    return MOST_GROUPS if by == "tenant" else 20
+
+
+def _forgetting(tenants: Sequence[str], time: Range) -> pl.DataFrame:
+    frame: pl.DataFrame = sources.ask("forgetting", _scope(tenants), since=time.since, until=time.until)
+    return frame.filter(pl.col("tenant_id").is_in(tenants))
+
+
+def _colours(by: str, tenants: Sequence[str], whole: Range) -> dict[str, str]:
+    if by == "tenant":
+        return look.colours()
+    names = _grown(by, tenants, whole)[COLUMNS[by]].drop_nulls().unique().sort()
+    return in_order(names.to_list()) if by == "generation" else look.colours(names.to_list())
+
+
+page()

@@ -73,6 +73,35 @@ class AggregateMethods(HubCore):
             ),
         )
 
+    def forgetting(
+        self,
+        tenant_id: str | None = None,
+        *,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        bins: int = 100,
+    ) -> pl.DataFrame:
+        """What was forgotten when, and why: a row for each tenant, reason and stretch of time in which there was any.
+
+        Args:
+            tenant_id: As of `growth`.
+            since: As of `growth`.
+            until: As of `growth`.
+            bins: As of `growth`.
+
+        Returns:
+            `time`, `tenant_id`, `reason` (the sentence in the log, which retention takes from the policy) and
+            `forgotten` (episodes). What was erased later is not there.
+        """
+        if tenant_id is not None:
+            self._require(tenant_id)
+        since, until = None if since is None else to_ms(since), None if until is None else to_ms(until)
+        bins = check_count(bins, "bins", least=1, most=growing.MOST_BINS)
+        return self._columns.answer(
+            ("forgetting", tenant_id, since, until, bins),
+            lambda _connection, columns: growing.forgetting(columns, tenant_id, since=since, until=until, bins=bins),
+        )
+
     def rewards(
         self,
         tenant_id: str | None = None,

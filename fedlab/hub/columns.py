@@ -63,7 +63,8 @@ FROM episodes WHERE id > ? AND id <= ?
 """  # noqa: S608 - a number. A double is exact in 20 digits, and not in the 15 that JSON gets from SQLite.
 _LOG = """
 SELECT json_group_array(seq), json_group_array(tenant_id), json_group_array(kind = 'episode_forgotten'),
-    json_group_array(actor), json_group_array(at)
+    json_group_array(actor), json_group_array(at),
+    json_group_array(CASE WHEN kind = 'episode_forgotten' THEN reason END)
 FROM changes WHERE seq > ? AND seq <= ? AND kind IN ('episode_stored', 'episode_forgotten')
 """
 _FORGOTTEN = """
@@ -98,7 +99,8 @@ class Columns:
 
     Args:
         seq: The last change.
-        log: `number` (of the episode), `tenant_id`, `forgotten` (or stored), `actor`, `at` (ms UTC), as in the log.
+        log: `number` (of the episode), `tenant_id`, `forgotten` (or stored), `actor`, `at` (ms UTC), `reason` (of what
+            was forgotten), as in the log.
         erased: `stored_at`, `at` (both ms UTC) and `tenant_hash` of what was erased.
         episodes: The live ones: `number`, `tenant_id`, `agent_id`, `task` (its beginning), `created_at` (ms UTC),
             `reward`, `generation` (from the metadata, if it is a whole number there), `bytes` (of texts and vector).
@@ -226,7 +228,7 @@ def _read(connection: sa.Connection, after: int, last: int) -> tuple[pl.DataFram
     from fedlab._polars import pl
 
     of_log = {"number": pl.Int64, "tenant_id": pl.Categorical, "forgotten": pl.Int64}
-    of_log |= {"actor": pl.Categorical, "at": pl.Int64}
+    of_log |= {"actor": pl.Categorical, "at": pl.Int64, "reason": pl.Categorical}
     of_episodes = {"number": pl.Int64, "tenant_id": pl.Categorical, "agent_id": pl.Categorical}
     of_episodes |= {"task": pl.Categorical, "created_at": pl.Int64, "reward": pl.Float64}
     of_episodes |= {"generation": pl.Int64, "bytes": pl.Int64}

@@ -1,4 +1,6 @@
-"""How a memory grew: what was stored, forgotten and erased in each stretch of time. Pure: from columns to a frame."""
+"""How a memory grew: what was stored, forgotten (and why) and erased in each stretch of time. Pure: from columns to
+frames.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +59,7 @@ def growth(
     events = _events(columns, tenant_id, by, tenants)
     if events.is_empty():
         return _result(events.clear(), by)
+<<<<<<< HEAD
     first, last = events["at"].min(), events["at"].max()
     assert isinstance(first, int)
     assert isinstance(last, int)
@@ -64,6 +67,10 @@ def growth(
     # Where nothing happened since, there is one stretch in which nothing did.
     until = max(last, since) + 1 if until is None else until
     stretch = Stretch.of(since, until, bins)
+=======
+    stretch, until = _stretch(events["at"], since, until, bins)
+    since = stretch.since
+>>>>>>> p1
     sizes = events.group_by("group").agg(pl.col("stored").sum()).drop_nulls("group")
     largest = sizes.sort(["stored", "group"], descending=[True, False]).head(top)["group"]
     told_apart = pl.when(pl.col("group").is_in(largest.implode())).then("group").alias("group")
@@ -88,6 +95,34 @@ def growth(
         .with_columns((pl.col("bin") * stretch.width + since).alias("at"))
     )
     return _result(dense, by)
+
+
+def forgetting(
+    columns: Columns, tenant_id: str | None, *, since: int | None, until: int | None, bins: int
+) -> pl.DataFrame:
+    """The frame of `Hub.forgetting`, whose arguments these are."""
+    from fedlab._polars import pl
+
+    log = columns.log if tenant_id is None else columns.log.filter(pl.col("tenant_id") == tenant_id)
+    gone = log.filter("forgotten")
+    if len(log):
+        stretch, until = _stretch(log["at"], since, until, bins)
+        gone = gone.filter(pl.col("at") >= stretch.since, pl.col("at") < until).with_columns(
+            (pl.col("at") - stretch.since) // stretch.width * stretch.width + stretch.since
+        )
+    names = pl.col("tenant_id", "reason").cast(pl.String)
+    time = pl.col("at").cast(pl.Datetime("ms", "UTC")).alias("time")
+    counted = gone.group_by(time, names).agg(forgotten=pl.len().cast(pl.Int64))
+    return counted.sort("time", "tenant_id", "reason")
+
+
+def _stretch(at: pl.Series, since: int | None, until: int | None, bins: int) -> tuple[Stretch, int]:
+    """The bins, and where the last ends; from the first change to the last if it is not said."""
+    since = int(at.min()) if since is None else since  # type: ignore[arg-type]
+    until = int(at.max()) + 1 if until is None else until  # type: ignore[arg-type]
+    if since >= until:
+        raise InvalidRequest(f"since must be before until, and {since} is not before {until} (ms UTC)", field="since")
+    return Stretch.of(since, until, bins), until
 
 
 def _events(columns: Columns, tenant_id: str | None, by: By, tenants: Collection[str]) -> pl.DataFrame:

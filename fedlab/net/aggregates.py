@@ -44,6 +44,19 @@ class AggregateCalls(abc.ABC):
         frame: pl.DataFrame = await self.call("growth", params)
         return frame
 
+    async def forgetting(
+        self,
+        tenant_id: str | None = None,
+        *,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        bins: int = 100,
+    ) -> pl.DataFrame:
+        """What was forgotten when, and why."""
+        params = protocol.Forgetting(tenant_id=tenant_id, since=_time(since), until=_time(until), bins=bins)
+        frame: pl.DataFrame = await self.call("forgetting", params)
+        return frame
+
     async def rewards(
         self,
         tenant_id: str | None = None,

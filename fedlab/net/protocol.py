@@ -186,6 +186,12 @@ class Growth(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
     top: Whole = 20
 
 
+class Forgetting(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
+    since: Whole | None = None
+    until: Whole | None = None
+    bins: Whole = 100
+
+
 class RewardSummary(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
     by: Groups = ("tenant",)
     periods: Whole = 20
@@ -274,6 +280,7 @@ METHODS: dict[str, Method] = {
     "watch": Method(Watch, list[Change]),
     "stats": Method(ForAnyTenant, Stats, slow=True),
     "growth": Method(Growth, Page, slow=True),
+    "forgetting": Method(Forgetting, Page, slow=True),
     "rewards": Method(Rewards, Page, slow=True),
     "reward_summary": Method(RewardSummary, Page, slow=True),
     "lives": Method(Lives, Page, slow=True),

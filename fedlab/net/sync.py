@@ -93,6 +93,7 @@ class SyncConnection:
     release = _blocking(HubConnection.release)
     holds = _blocking(HubConnection.holds)
     growth = _blocking(HubConnection.growth)
+    forgetting = _blocking(HubConnection.forgetting)
     rewards = _blocking(HubConnection.rewards)
     reward_summary = _blocking(HubConnection.reward_summary)
     lives = _blocking(HubConnection.lives)

@@ -169,6 +169,30 @@ def test_what_is_erased_is_counted_and_no_longer_named(hub: Hub, clock: Simulate
     assert set(hub.rewards(by="agent")["agent_id"]) == {"a1"}
 
 
+def test_what_was_forgotten_is_counted_by_reason(hub: Hub, clock: SimulatedClock, episode: Make):
+    hub.put([episode(n, id=f"e{n}", reward=n) for n in range(10)])
+    hub.put([episode(n, tenant_id="rival", reward=n) for n in range(10)])
+    assert hub.forgetting().is_empty()
+    clock.advance(days=1)
+    hub.forget("acme", ["e9"], reason="<b>wrong</b>")
+    hub.set_retention("acme", MinReward(3))
+    hub.apply_retention()
+    clock.advance(days=1)
+    hub.set_retention("rival", MinReward(1))
+    hub.apply_retention()
+    frame = hub.forgetting(since=START, until=datetime(2026, 1, 4), bins=3)
+    reasons = hub.changes(kind="episode_forgotten")
+    assert frame.drop("time").rows() == [
+        ("acme", "<b>wrong</b>", 1),
+        ("acme", reasons["reason"][1], 3),
+        ("rival", reasons["reason"][-1], 1),
+    ]
+    assert frame["time"].to_list() == [datetime(2026, 1, day, tzinfo=UTC) for day in (2, 2, 3)]
+    assert hub.forgetting("acme", until=datetime(2026, 1, 2, tzinfo=UTC)).is_empty()
+    hub.erase_tenant("rival", reason="asked to")
+    assert set(hub.forgetting()["tenant_id"]) == {"acme"}
+
+
 # --- rewards --------------------------------------------------------------------------------------------------------
 
 rewards = st.floats(allow_nan=False, allow_infinity=False) | st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
@@ -265,16 +289,28 @@ def test_more_groups_than_wanted_are_the_largest(hub: Hub, episode: Make):
 
 
 def test_an_empty_hub_has_frames_of_the_usual_columns(hub: Hub, episode: Make):
-    empty = [hub.growth(), hub.growth(by="generation"), hub.rewards(by=("task", "time")), hub.reward_summary(by="time")]
+    empty = [
+        hub.growth(),
+        hub.forgetting(),
+        hub.growth(by="generation"),
+        hub.rewards(by=("task", "time")),
+        hub.reward_summary(by="time"),
+    ]
     assert all(frame.is_empty() for frame in empty)
     hub.put(episode())
-    full = [hub.growth(), hub.growth(by="generation"), hub.rewards(by=("task", "time")), hub.reward_summary(by="time")]
+    full = [
+        hub.growth(),
+        hub.forgetting(),
+        hub.growth(by="generation"),
+        hub.rewards(by=("task", "time")),
+        hub.reward_summary(by="time"),
+    ]
     assert [frame.schema for frame in empty] == [frame.schema for frame in full]
 
 
 def test_who_asks_for_what_is_not_there_is_told(hub: Hub, episode: Make):
     hub.put(episode())
-    for call in (hub.growth, hub.rewards, hub.reward_summary):
+    for call in (hub.growth, hub.forgetting, hub.rewards, hub.reward_summary):
         with pytest.raises(UnknownTenant, match="nobody"):
             call("nobody")
     wrong: list[Callable[[], Any]] = [
@@ -283,6 +319,7 @@ def test_who_asks_for_what_is_not_there_is_told(hub: Hub, episode: Make):
         lambda: hub.growth(bins=0),
         lambda: hub.growth(bins=10**9),
         lambda: hub.growth(since=5, until=5),
+        lambda: hub.forgetting(since=5, until=5),
         lambda: hub.growth(since="yesterday"),  # type: ignore[arg-type]
         lambda: hub.rewards(by=()),
         lambda: hub.rewards(by=("task", "task")),

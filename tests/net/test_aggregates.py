@@ -18,6 +18,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("growth", {}),
     ("growth", {"by": "generation", "bins": 7, "top": 2}),
     ("growth", {"since": datetime(2020, 1, 1), "until": datetime(2035, 1, 1)}),
+    ("forgetting", {}),
+    ("forgetting", {"since": 0, "until": datetime(2035, 1, 1), "bins": 3}),
     ("rewards", {}),
     ("rewards", {"by": ["task", "generation"], "bins": 3, "min_reward": 0.3}),
     ("reward_summary", {"by": "time", "periods": 4}),
@@ -42,6 +44,7 @@ OF_ONE: list[tuple[str, dict[str, Any]]] = [
 def two_tenants(hub: Hub, episode: Make) -> None:
     hub.put([episode(n, id=f"e{n}", metadata={"generation": n // 10}, sources=(f"e{n - 10}",)) for n in range(50)])
     hub.put([episode(n, tenant_id="rival", reward=-5) for n in range(7)])
+    hub.forget("acme", ["e49"], reason="asked to")
     for tenant_id in ("acme", "rival"):
         hub.spawn_agent(tenant_id, "agent-1", lifetime=60)
 
