@@ -59,8 +59,7 @@ def groups(
     """Name, colour and rows of each group; those without a name come last."""
     parts = frame.partition_by(group, as_dict=True, maintain_order=True)
     for (key,), rows in sorted(parts.items(), key=lambda part: (part[0][0] is None, part[0][0])):
-<<<<<<< HEAD
-        yield ("others" if key is None else plain(key)), colours.get(str(key), REST), rows
+        yield (rest if key is None else plain(key)), colours.get(str(key), REST), rows
 
 
 def before_and_after(
@@ -155,8 +154,6 @@ def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
     figure.update_xaxes(title=f"time ({zone})", row=2)
     figure.update_layout(height=480)
     return figure
-=======
-        yield (rest if key is None else plain(key)), colours.get(str(key), REST), rows
 
 
 def in_order(names: Sequence[object]) -> dict[str, str]:
@@ -165,4 +162,3 @@ def in_order(names: Sequence[object]) -> dict[str, str]:
 
     places = [each / max(1, len(names) - 1) * 0.9 for each in range(len(names))]
     return dict(zip(map(str, names), sample_colorscale("Viridis", places, colortype="rgb"), strict=True))
->>>>>>> p1

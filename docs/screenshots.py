@@ -24,7 +24,7 @@ PORT = 8555
 def main() -> None:
     """Start the dashboard, wait until the memory has grown, and take the pictures."""
     command = [sys.executable, "-m", "fedlab", "dashboard", "--no-browser", "--port", str(PORT)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1])  # noqa: S603
     try:
         with sync_playwright() as playwright:
             path = shutil.which("chromium") or shutil.which("google-chrome")

@@ -13,6 +13,8 @@ from dashboard import figures, look, rates, sources
 from fedlab.retention import KeepForever
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedlab.hub.values import HubInfo, Schedule
 
 # Changes that a text is searched in, and what is shown of them.

@@ -114,7 +114,7 @@ def _summary(tenants: Sequence[str], *by: str) -> pl.DataFrame:
     """Rewards in numbers, with a 95 % interval of the mean where there are two episodes or more."""
     from scipy.stats import t
 
-    frame = sources.ask("reward_summary", _scope(tenants), by=by, limit=MOST_ROWS)
+    frame: pl.DataFrame = sources.ask("reward_summary", _scope(tenants), by=by, limit=MOST_ROWS)
     frame = frame.filter(pl.col("tenant_id").is_in(tenants))
     factor = pl.Series("t", t.ppf(0.975, frame["n"].clip(2).to_numpy() - 1))
     half = factor * frame["std"] / frame["n"].sqrt()

@@ -59,18 +59,8 @@ def growth(
     events = _events(columns, tenant_id, by, tenants)
     if events.is_empty():
         return _result(events.clear(), by)
-<<<<<<< HEAD
-    first, last = events["at"].min(), events["at"].max()
-    assert isinstance(first, int)
-    assert isinstance(last, int)
-    since = min(first, first if until is None else until - 1) if since is None else since
-    # Where nothing happened since, there is one stretch in which nothing did.
-    until = max(last, since) + 1 if until is None else until
-    stretch = Stretch.of(since, until, bins)
-=======
     stretch, until = _stretch(events["at"], since, until, bins)
     since = stretch.since
->>>>>>> p1
     sizes = events.group_by("group").agg(pl.col("stored").sum()).drop_nulls("group")
     largest = sizes.sort(["stored", "group"], descending=[True, False]).head(top)["group"]
     told_apart = pl.when(pl.col("group").is_in(largest.implode())).then("group").alias("group")
@@ -118,10 +108,12 @@ def forgetting(
 
 def _stretch(at: pl.Series, since: int | None, until: int | None, bins: int) -> tuple[Stretch, int]:
     """The bins, and where the last ends; from the first change to the last if it is not said."""
-    since = int(at.min()) if since is None else since  # type: ignore[arg-type]
-    until = int(at.max()) + 1 if until is None else until  # type: ignore[arg-type]
-    if since >= until:
-        raise InvalidRequest(f"since must be before until, and {since} is not before {until} (ms UTC)", field="since")
+    first, last = at.min(), at.max()
+    assert isinstance(first, int)
+    assert isinstance(last, int)
+    since = min(first, first if until is None else until - 1) if since is None else since
+    # Where nothing happened since, there is one stretch in which nothing did.
+    until = max(last, since) + 1 if until is None else until
     return Stretch.of(since, until, bins), until
 
 
