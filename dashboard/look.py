@@ -124,6 +124,20 @@ def chart(
     return chosen
 
 
+def tamed(figure: go.Figure) -> go.Figure:
+    """A figure whose texts show as they are, also where they look like tags; but for what hovers, which is our own."""
+    import plotly.graph_objects as go
+
+    def tame(value: Any, name: str = "") -> Any:
+        if isinstance(value, str):
+            return value if name == "hovertemplate" else html.escape(value, quote=False)
+        if isinstance(value, dict):
+            return {key: tame(each, key) for key, each in value.items()}
+        return [tame(each, name) for each in value] if isinstance(value, (list, tuple)) else value
+
+    return go.Figure(tame(figure.to_plotly_json()))
+
+
 def note(text: str) -> None:
     """What stands where there is nothing to show, and what to do next."""
     st.info(text, icon=":material/info:")

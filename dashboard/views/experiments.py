@@ -1,5 +1,256 @@
-"""To be written."""
+"""Experiments: the runs that are open, their arms compared, theory against simulation, provenance, and downloads."""
 
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
 import streamlit as st
 
-st.write("soon")
+from dashboard import look, sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import plotly.graph_objects as go
+
+    from fedlab.lab import Results
+
+METRICS = {"true_reward": "what an answer was worth", "reward": "what its agent saw"}
+USUAL: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+REFRESH = 5.0  # seconds between two looks at a run that is under way
+
+
+def page() -> None:
+    """All of it."""
+    runs = {each.name: each for each in sources.runs()}
+    if not runs:
+        look.note(
+            "No run is open. `fedlab run experiment.toml --output my-run` makes one, and `fedlab dashboard my-run` shows"
+            " it; or type its directory into the side bar under 'Open another'."
+        )
+        return
+    source = runs[st.selectbox("Run", [*runs], key="run", **USUAL)]
+    results = sources.results(source)
+    cells = results.cells()
+    if (cells["state"] == "finished").all():
+        _run(results, cells)
+    else:
+        st.fragment(_under_way, run_every=REFRESH)(source)
+
+
+def _under_way(source: sources.Source) -> None:
+    """What there is of a run that has not ended."""
+    with look.guarded():
+        results = sources.results(source)
+        cells = results.cells()
+        count = dict(cells.group_by("state").len().rows())
+        finished, failed = count.get("finished", 0), count.get("failed", 0)
+        st.progress(finished / len(cells), f"{finished:,} of {len(cells):,} cells are finished, {failed:,} failed.")
+        if finished < len(cells):
+            look.note(
+                "The others are under way, or the run was interrupted: `fedlab run` with the same experiment and"
+                " directory goes on with what is missing. This page looks again by itself."
+            )
+        _run(results, cells)
+
+
+def _run(results: Results, cells: pl.DataFrame) -> None:
+    if not (cells["state"] == "finished").any():
+        st.info("No cell is finished yet: there is nothing to compare.", icon=":material/hourglass:")
+        _provenance(results, cells)
+        return
+    left, right = st.columns(2)
+    metric = left.selectbox("Reward", [*METRICS], format_func=METRICS.__getitem__, key="metric", **USUAL)
+    baseline = right.selectbox("Baseline", results.arms, key="baseline", **USUAL)
+    sections: dict[str, Callable[[], None]] = {
+        "Arms": lambda: _arms(results, metric, baseline),
+        "Memory and cost": lambda: _costs(results),
+        "Where memory fails": lambda: _stages(results),
+        "Theory": lambda: _theory(results, metric),
+        "Provenance": lambda: _provenance(results, cells),
+        "Download": lambda: _download(results, metric, baseline),
+    }
+    sections[st.segmented_control("Show", [*sections], default="Arms", required=True, key="section", **USUAL)]()
+
+
+def _arms(results: Results, metric: Any, baseline: str) -> None:
+    summary = results.summary(baseline, metric=metric)
+    st.dataframe(summary, key="run-summary", hide_index=True)
+    st.caption(
+        "Means over seeds with 95 % intervals; differences are paired by seed, p is of a permutation test, and p_holm"
+        " is corrected for the number of arms that are compared. Where nothing can be said, the note says why."
+    )
+    _chart(
+        results.plot.learning_curves(metric=metric),
+        results.curves(metric=metric),
+        "run-curves",
+        "Mean reward by generation, a line for each arm, with shaded 95 % intervals over seeds.",
+    )
+    if len(results.arms) > 1:
+        _chart(
+            results.plot.paired_differences(baseline, metric=metric),
+            summary,
+            "run-differences",
+            "The difference of each arm to the baseline, seed by seed, with mean, interval and p.",
+        )
+    rewards = results.scan("episodes").group_by("arm", metric).agg(tasks=pl.len()).sort("arm", metric).collect()
+    _chart(
+        results.plot.reward_distribution(metric=metric),
+        rewards,
+        "run-rewards",
+        "How the rewards of single tasks are distributed in each arm.",
+    )
+
+
+def _costs(results: Results) -> None:
+    _chart(
+        results.plot.memory_growth(),
+        results.generations,
+        "run-memory",
+        "Live episodes after each generation, a line for each arm.",
+    )
+    _chart(
+        results.plot.cost(), results.cost(), "run-cost", "Milliseconds for a task and bytes of memory, by generation."
+    )
+    st.caption("Milliseconds are of the machine that ran it, and of what else it did: compare arms of one run only.")
+
+
+def _stages(results: Results) -> None:
+    stages = results.stages()
+    if stages.is_empty():
+        look.note(
+            "This world does not say which memories would have helped (its `helpful`), or no task failed:"
+            " so nothing can be said of where memory failed."
+        )
+        return
+    _chart(
+        results.plot.stages(),
+        stages,
+        "run-stages",
+        "Of the failed tasks of each arm and generation, the share at each stage: never stored, forgotten, not"
+        " recalled, not used.",
+    )
+
+
+def _theory(results: Results, metric: Any) -> None:
+    if not results.theory:
+        look.note(
+            "No theory speaks of these arms. Two do of others: imitators in `CumulativeCulture` and Bayesian learners"
+            " in `IteratedLearning`, under a memory of one generation or of everything, with one task an agent."
+        )
+        return
+    _chart(
+        results.plot.against_theory(metric=metric),
+        results.curves(metric=metric),
+        "run-theory",
+        "What theory expects of each generation as lines, what was simulated as points with 95 % intervals.",
+    )
+
+
+def _provenance(results: Results, cells: pl.DataFrame) -> None:
+    manifest = results.manifest
+    platform = {**manifest.get("versions", {}), **manifest.get("platform", {})}
+    facts = {
+        "directory": results.directory,
+        "hub": manifest.get("hub"),
+        "hash of the world's data": manifest.get("data_hash") or "the world has no data of its own",
+        "seeds": manifest["experiment"].get("seeds"),
+        **platform,
+    }
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Made of")
+        table = pl.DataFrame([(name, str(value)) for name, value in facts.items()], ["what", "value"], orient="row")
+        st.dataframe(table, key="run-facts", hide_index=True)
+    with right:
+        st.subheader("Cells")
+        st.dataframe(cells, key="run-cells", hide_index=True)
+    st.subheader("Configuration")
+    st.json(manifest["experiment"], expanded=2)
+
+
+def _download(results: Results, metric: Any, baseline: str) -> None:
+    name = results.directory.name
+    st.subheader("Frames")
+    for frame in ("episodes", "generations", "agents", "costs"):
+        left, right = st.columns(2)
+        left.download_button(f"{frame}.parquet", lambda f=frame: _parquet(results, f), f"{name}-{frame}.parquet")
+        right.download_button(f"{frame}.csv", lambda f=frame: _csv(results, f), f"{name}-{frame}.csv", "text/csv")
+    st.download_button(
+        "Summary as CSV",
+        lambda: results.summary(baseline, metric=metric).write_csv(),
+        f"{name}-summary.csv",
+        "text/csv",
+    )
+    st.subheader("Figures")
+    st.download_button(
+        "All figures as one HTML page", lambda: _html(results, metric, baseline), f"{name}.html", "text/html"
+    )
+    st.caption("The page works without a network. A single figure as PNG: the camera above it.")
+    if st.button("Draw all figures as PNG"):
+        try:
+            with st.spinner("A browser draws them …"):
+                st.session_state.pngs = results.directory, _pngs(results, metric, baseline)
+        except (ImportError, ValueError, RuntimeError) as error:
+            st.warning(
+                "This needs `pip install 'fedlab-memory[images]'` and a Chrome or Chromium on the machine of the"
+                f" dashboard; the camera above each figure needs neither. {look.literal(error)}"
+            )
+    drawn, pngs = st.session_state.get("pngs", (None, b""))
+    if drawn == results.directory:
+        st.download_button("PNG files as ZIP", pngs, f"{name}-figures.zip", "application/zip")
+
+
+def _chart(figure: go.Figure, data: pl.DataFrame, key: str, about: str) -> None:
+    look.chart(look.tamed(figure), data, key=key, about=about)
+
+
+def _figures(results: Results, metric: Any, baseline: str) -> dict[str, go.Figure]:
+    plot = results.plot
+    figures = {"learning-curves": plot.learning_curves(metric=metric)}
+    if len(results.arms) > 1:
+        figures["paired-differences"] = plot.paired_differences(baseline, metric=metric)
+    figures["rewards"] = plot.reward_distribution(metric=metric)
+    figures["memory"] = plot.memory_growth()
+    figures["cost"] = plot.cost()
+    if len(results.stages()):
+        figures["stages"] = plot.stages()
+    if results.theory:
+        figures["theory"] = plot.against_theory(metric=metric)
+    return {name: look.tamed(figure) for name, figure in figures.items()}
+
+
+def _parquet(results: Results, frame: str) -> bytes:
+    stream = io.BytesIO()
+    results.scan(frame).collect().write_parquet(stream)
+    return stream.getvalue()
+
+
+def _csv(results: Results, frame: str) -> str:
+    """A list of ids is one text, with spaces between them."""
+    return results.scan(frame).with_columns(pl.col(pl.List(pl.String)).list.join(" ")).collect().write_csv()
+
+
+def _html(results: Results, metric: Any, baseline: str) -> bytes:
+    from fedlab.plots import write_page
+
+    figures = [*_figures(results, metric, baseline).values()]
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_page(Path(folder) / "run.html", results.directory.name, figures, results._repr_html_())
+        return page.read_bytes()
+
+
+def _pngs(results: Results, metric: Any, baseline: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, figure in _figures(results, metric, baseline).items():
+            archive.writestr(f"{name}.png", figure.to_image(format="png", width=1000, scale=2))
+    return stream.getvalue()
+
+
+page()

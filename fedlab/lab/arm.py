@@ -68,8 +68,7 @@ class Arm:
     @property
     def slug(self) -> str:
         """The name as it stands in names of files and tenants: no two arms have the same."""
-        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:40]
-        return plain if plain == self.name else f"{plain or 'arm'}-{zlib.crc32(self.name.encode()):08x}"
+        return slug(self.name)
 
     def tenants(self, agents: int) -> list[str]:
         """Names of the tenants of a cell; place p of a generation lives in tenant p modulo their number.
@@ -80,3 +79,13 @@ class Arm:
         if isinstance(self.sharing, Islands):
             return [f"island-{number}" for number in range(self.sharing.tenants)]
         return [f"place-{place}" for place in range(agents)] if self.sharing == "none" else ["all"]
+
+
+def slug(name: str) -> str:
+    """The name of an arm as it stands in names of files and tenants.
+
+    >>> slug("forever"), slug("90 days!")
+    ('forever', '90-days-ac1c1f04')
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    return plain if plain == name else f"{plain or 'arm'}-{zlib.crc32(name.encode()):08x}"

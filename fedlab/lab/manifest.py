@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from fedlab import __version__
+from fedlab.lab.theory import expected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ def manifest(experiment: Experiment, hub: str | None) -> dict[str, Any]:
     return {
         "experiment": describe(experiment),
         "hub": "live" if hub else "own",
+        "theory": {arm.name: means for arm in experiment.arms if (means := expected(experiment, arm)) is not None},
         "data_hash": getattr(experiment.world, "data_hash", None),
         "versions": {
             "fedlab": __version__,

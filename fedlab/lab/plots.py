@@ -196,18 +196,21 @@ class Plots:
         figure.update_yaxes(rangemode="tozero")
         return figure
 
-    def against_theory(self, theory: Mapping[str, Sequence[float]], *, metric: Metric = "true_reward") -> go.Figure:
+    def against_theory(
+        self, theory: Mapping[str, Sequence[float]] | None = None, *, metric: Metric = "true_reward"
+    ) -> go.Figure:
         """What is predicted of arms by generation as lines, the simulation as points with intervals.
 
         Args:
             theory: For each arm that has a prediction, the expected mean reward of each generation:
-                `world.theory(…).mean`, where the world has one.
+                `world.theory(…).mean`, where the world has one. If None, `results.theory`.
             metric: As of `learning_curves`.
 
         Raises:
             InvalidRequest: If there is no such arm, or not a value for each generation.
         """
         numbers = self._results.numbers()
+        theory = self._results.theory if theory is None else theory
         for arm, values in theory.items():
             if arm not in self._marks:
                 known = ", ".join(map(repr, self._marks))
@@ -274,7 +277,7 @@ class Plots:
             textposition="top center",
             marker={"color": mark.colour, "symbol": mark.symbol, "size": 14, "line": {"color": "#222", "width": 1}},
             error_x=_errors([(row["diff"], row["diff_low"], row["diff_high"])], mark.colour),
-            hovertemplate=f"%{{x:+.3f}} {p}<extra>{{arm}}</extra>",
+            hovertemplate=f"%{{x:+.3f}} {p}<extra>%{{fullData.name}}</extra>",
         )
 
     def _present(self, frame: pl.DataFrame) -> list[tuple[str, Mark]]:

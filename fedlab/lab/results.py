@@ -17,6 +17,7 @@ from fedlab import _html
 from fedlab._polars import pl
 from fedlab.errors import InvalidRequest
 from fedlab.lab import statistics
+from fedlab.lab.arm import slug
 from fedlab.lab.lineage import Lineage, trace
 from fedlab.lab.record import PHASES, SCHEMAS
 
@@ -87,6 +88,29 @@ class Results:
     def costs(self) -> pl.DataFrame:
         """Milliseconds by phase and bytes on disk, one row for each generation of each cell; no two runs agree."""
         return self.scan("costs").collect()
+
+    @property
+    def theory(self) -> dict[str, list[float]]:
+        """What theory expects of arms: the mean reward of each generation. Empty where no theory speaks of them."""
+        return dict(self.manifest.get("theory", {}))
+
+    def cells(self) -> pl.DataFrame:
+        """The cells of the run, and how far they are.
+
+        Returns:
+            Columns `arm`, `seed`, `state` (finished, failed or missing: under way, or the run ended before) and
+            `failure` (a sentence; null unless it failed).
+        """
+        finished = set(self.generations.select("arm", "seed").unique().rows())
+        rows = []
+        for seed, arm in itertools.product(self._all_seeds, self.arms):
+            file = self.directory / "failed" / f"{slug(arm)}.{seed}.txt"
+            failed = (arm, seed) not in finished and file.exists()
+            state = "finished" if (arm, seed) in finished else "failed" if failed else "missing"
+            said = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if failed else None
+            rows.append((arm, seed, state, said))
+        schema = {"arm": pl.String, "seed": pl.Int64, "state": pl.String, "failure": pl.String}
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     @property
     def plot(self) -> Plots:
@@ -359,8 +383,7 @@ class Results:
 
     def _state(self) -> str:
         cells = self.generations.select("arm", "seed").unique().height
-        seeds = self.manifest["experiment"]["seeds"]
-        of = f" of {len(self.arms) * len(seeds)}" if isinstance(seeds, list) else ""
+        of = f" of {len(self.arms) * len(self._all_seeds)}" if self._all_seeds else ""
         return f"{len(self.arms)} arms, {cells}{of} cells finished"
 
     def _cells(self, summary: pl.DataFrame, baseline: str | None) -> tuple[list[str], list[list[str]], list[str]]:
@@ -409,6 +432,12 @@ class Results:
     def _check_arm(self, name: str) -> None:
         if name not in self.arms:
             raise InvalidRequest(f"there is no arm {name!r}, but {', '.join(map(repr, self.arms))}", field="baseline")
+
+    @property
+    def _all_seeds(self) -> list[int]:
+        """Those of the experiment; those that are finished, where there are so many that their hash stands for them."""
+        seeds = self.manifest["experiment"]["seeds"]
+        return seeds if isinstance(seeds, list) else self.seeds
 
     @property
     def _place(self) -> pl.Expr:
