@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import streamlit as st
@@ -75,19 +75,21 @@ def _build(policy: RetentionPolicy) -> None:
             key = " ".join((*path, "of"))
             policies.controls(part, key, functools.partial(_put, policy, path))
     columns = st.columns([3, 2, 2, 3], vertical_alignment="bottom")
-    kind = columns[0].selectbox("One part more", list(policies.NEW), key="part", persist_state="session")
-    new = policies.NEW[kind]
-    alone = policy == KeepForever()
-    columns[1].button(
-        "Must pass, too", key="and", on_click=lambda: _set(new if alone else policy & new), help="policy & part"
-    )
+    columns[0].selectbox("One part more", list(policies.NEW), key="part", persist_state="session")
+    columns[1].button("Must pass, too", key="and", on_click=_add, args=("&",), help="policy & part")
     columns[2].button(
-        "May pass instead", key="or", on_click=lambda: _set(policy | new), disabled=alone, help="policy | part"
+        "May pass instead", key="or", on_click=_add, args=("|",), help="policy | part", disabled=policy == KeepForever()
     )
     columns[3].button("Add to the comparison", key="compare this", icon=":material/add:", on_click=_remember)
     with st.expander("In English, and as JSON", icon=":material/translate:"):
         st.text(str(policy))
         st.code(policy.to_json(), language="json", wrap_lines=True)
+
+
+def _add(sign: str) -> None:
+    """One part more, to the policy as it is written now."""
+    policy, part = RetentionPolicy.parse(st.session_state.policy), policies.NEW[st.session_state.part]
+    _set(part if policy == KeepForever() else policy & part if sign == "&" else policy | part)
 
 
 def _put(policy: RetentionPolicy, path: tuple[str, ...], part: RetentionPolicy | None) -> None:
@@ -200,15 +202,27 @@ def _decide(policy: RetentionPolicy, tenants: list[str]) -> None:
     st.subheader("Make it the policy of a tenant")
     columns = st.columns([3, 2, 2], vertical_alignment="bottom")
     tenant = columns[0].selectbox("Whose", tenants, key="whose")
-    if columns[1].button("Save …", key="save", icon=":material/save:"):
-        _confirm(tenant, policy, apply=False)
-    if columns[2].button("Apply now …", key="apply", icon=":material/delete_sweep:"):
-        _confirm(tenant, policy, apply=True)
+    ask = {"tenant": tenant, "text": repr(policy)}
+    columns[1].button("Save …", key="save", icon=":material/save:", on_click=_ask, kwargs={**ask, "apply": False})
+    columns[2].button(
+        "Apply now …", key="apply", icon=":material/delete_sweep:", on_click=_ask, kwargs={**ask, "apply": True}
+    )
+    if question := st.session_state.get("question"):
+        _confirm(**question)
 
 
-@st.dialog("Is this meant?")
-def _confirm(tenant: str, policy: RetentionPolicy, *, apply: bool) -> None:
+def _ask(**question: Any) -> None:
+    st.session_state.question = question
+
+
+def _never_mind() -> None:
+    st.session_state.pop("question", None)
+
+
+@st.dialog("Is this meant?", on_dismiss=_never_mind)
+def _confirm(tenant: str, text: str, *, apply: bool) -> None:
     with look.guarded():
+        policy = RetentionPolicy.parse(text)
         connection = sources.connection()
         preview = connection.preview_retention(tenant, policy)  # of this moment: time alone makes episodes older
         st.text(f"Tenant {tenant}: {policy}")
@@ -228,6 +242,7 @@ def _confirm(tenant: str, policy: RetentionPolicy, *, apply: bool) -> None:
             if apply:
                 done += f" {connection.apply_retention(tenant).removed[tenant]:,} episodes were forgotten."
             st.session_state.done = done
+            _never_mind()
             st.rerun()
 
 

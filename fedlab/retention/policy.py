@@ -121,7 +121,8 @@ class Both(RetentionPolicy, frozen=True):
         return f"({self.first}) and ({self.second})"
 
     def __repr__(self) -> str:
-        return f"{_inner(self.first)} & {_inner(self.second)}"
+        first = repr(self.first) if isinstance(self.first, Both) else _inner(self.first)
+        return f"{first} & {_inner(self.second)}"
 
 
 class Either(RetentionPolicy, frozen=True):
@@ -142,7 +143,9 @@ class Either(RetentionPolicy, frozen=True):
         return f"({self.first}) or ({self.second})"
 
     def __repr__(self) -> str:
-        return f"{_inner(self.first)} | {_inner(self.second)}"
+        # As in Python, `&` goes before `|`, and what stands on the left before what stands on the right.
+        second = _inner(self.second) if isinstance(self.second, Either) else repr(self.second)
+        return f"{self.first!r} | {second}"
 
 
 class Where(RetentionPolicy, frozen=True):
