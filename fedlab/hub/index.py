@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedlab.hub.sketches import Sketches, unit
-from fedlab.recall import SIMILARITY, Filter, best
+from fedlab.recall import SIMILARITY, Filter, best, leading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,10 @@ TAIL = 4_096
 FEW = 2_000
 """Up to here the rows that pass a filter are all compared, whatever the graph would say."""
 CHUNK = 5_000
+TOGETHER = 64
+"""Queries that are compared with all rows at once."""
+MARGIN = 1e-4
+"""More than rounding can make of a cosine."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -177,10 +181,14 @@ class TenantIndex:
                 self._view = replace(now, first=end, tail=left, graph=graph)
 
     def search(self, query: Array | None, k: int, policy: RecallPolicy, where: Filter, now: int) -> list[Hit]:
-        """The k best rows.
+        """As `search_many`, for one query of shape (dimension,)."""
+        return self.search_many(None if query is None else query[None], k, policy, where, now)[0]
+
+    def search_many(self, queries: Array | None, k: int, policy: RecallPolicy, where: Filter, now: int) -> list[list[Hit]]:
+        """The k best rows for each query, which do not depend on what else is asked with it.
 
         Args:
-            query: Shape (dimension,); None if the policy needs none.
+            queries: Shape (m, dimension); None if the policy needs none, and then there is one list of rows.
             k: How many; fewer come back only where fewer match.
             policy: Ranks them.
             where: What may be returned.
@@ -188,28 +196,20 @@ class TenantIndex:
         """
         view = self._view
         if view.n == 0:
-            return []
-        vector = None if query is None else _unit_vector(query)
-        if vector is not None and where.passes_all and policy.only_similarity and view.first:
-            # No column is looked at whole: that would take ten times the time of the search.
-            return _search_graph(view, vector, k, policy, None, view.n - self.dead)
-        if vector is not None and where.passes_all and policy.only_similarity:
-            similarity = view.tail[: view.n] @ vector
-            if self.dead:
-                similarity[~view.alive[: view.n]] = -np.inf
-            top = best(similarity, view.created_at[: view.n], view.ids[: view.n], k)
-            found = similarity[top].astype(np.float64)
-            return _hits(view, top, found, policy.similarity * found)
+            return [[] for _ in ([0] if queries is None else queries)]
+        vectors = None if queries is None else np.stack([_unit_vector(query) for query in queries])
+        if vectors is not None and where.passes_all and policy.only_similarity:
+            # No column is looked at whole: with a graph, that would take ten times the time of the search.
+            return _search(view, vectors, k, policy, None, view.n - self.dead)
         mask = self._mask(view, where)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
             base[~mask] = -np.inf
-        if vector is None or not policy.similarity:
+        if vectors is None or not policy.similarity:
             top = best(base, view.created_at[: view.n], view.ids[: view.n], k)
-            similarity = np.zeros(len(top)) if vector is None else _similarities(view, vector, top)
-            return _hits(view, top, similarity, base[top])
-        matching = view.n if mask is None else int(np.count_nonzero(mask))
-        return _search(view, vector, k, policy, base, matching)
+            similar = [np.zeros(len(top))] if vectors is None else [_similarities(view, each, top) for each in vectors]
+            return [_hits(view, top, similarity, base[top]) for similarity in similar]
+        return _search(view, vectors, k, policy, base, view.n if mask is None else int(np.count_nonzero(mask)))
 
     def compare(self, queries: Sequence[Array], k: int, without: Array) -> list[tuple[list[Hit], list[Hit]]]:
         """What each query finds by similarity, and what it would find if some rows (ascending ids) were gone."""
@@ -220,11 +220,9 @@ class TenantIndex:
         for gone in (without[:0], without):
             kept[_rows_of(view, gone)] = False
             bases.append((np.where(kept, 0.0, -np.inf), int(np.count_nonzero(kept))))
-        before, after = bases
-        return [
-            (_search(view, each, k, SIMILARITY, *before), _search(view, each, k, SIMILARITY, *after))
-            for each in unit(queries)
-        ]
+        vectors = unit(queries)
+        before, after = (_search(view, vectors, k, SIMILARITY, *each) for each in bases)
+        return list(zip(before, after, strict=True))
 
     def describe(self, ids: Array) -> Columns:
         """What is known of rows (ascending ids); of those that are not there, nothing."""
@@ -293,14 +291,26 @@ class TenantIndex:
         return replace(view, **changed) if changed else view
 
 
-def _search(view: View, vector: Array, k: int, policy: RecallPolicy, base: Array, matching: int) -> list[Hit]:
-    """The k best rows by similarity and `base`, which is -inf where a row must not be found."""
+def _search(
+    view: View, vectors: Array, k: int, policy: RecallPolicy, base: Array | None, matching: int
+) -> list[list[Hit]]:
+    """The k best rows for each of some unit vectors, by similarity and `base`, which is -inf where a row must not be
+    found; None stands for zero where a row is alive.
+    """
     if view.first:
-        return _search_graph(view, vector, k, policy, base, matching)
-    similarity = (view.tail[: view.n] @ vector).astype(np.float64)
-    score = base + policy.similarity * similarity
-    top = best(score, view.created_at[: view.n], view.ids[: view.n], k)
-    return _hits(view, top, similarity[top], score[top])
+        return [_search_graph(view, each, k, policy, base, matching) for each in vectors]
+    dead = None if base is not None or matching == view.n else ~view.alive[: view.n]
+    found = []
+    for start in range(0, len(vectors), TOGETHER):
+        part = vectors[start : start + TOGETHER]
+        for vector, similarity in zip(part, part @ view.tail[: view.n].T, strict=True):
+            if dead is not None:
+                similarity[dead] = -np.inf
+            score = similarity if base is None else base + policy.similarity * similarity
+            # The last digits of a product of matrices depend on their shapes: it only says which rows are looked at.
+            rows = leading(score, k, MARGIN * abs(policy.similarity if base is not None else 1))
+            found.append(_best_of(view, vector, rows, k, policy, base))
+    return found
 
 
 def _search_graph(
@@ -360,10 +370,11 @@ def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolic
 
 
 def _similarities(view: View, vector: Array, rows: Array) -> Array:
-    """Exact cosines of rows, in their order, in parts that fit the cache."""
+    """Exact cosines of rows, in their order, in parts that fit the cache; row by row, whatever else is looked at."""
     similarity = np.empty(len(rows))
     for start in range(0, len(rows), CHUNK):
-        similarity[start : start + CHUNK] = _vectors(view, rows[start : start + CHUNK]) @ vector
+        part = _vectors(view, rows[start : start + CHUNK])
+        similarity[start : start + CHUNK] = np.einsum("ij,j->i", part, vector)
     return similarity
 
 
