@@ -221,6 +221,17 @@ def check_ids(ids: object, most: int | None = MAX_IDS) -> list[str]:
     raise InvalidRequest(f"ids must be a sequence of {limit}episode ids{way_out}", field="ids")
 
 
+def check_queries(queries: object) -> list[Any]:
+    """`queries` as a list, if there may be several.
+
+    Raises:
+        InvalidRequest: If it is one text, or nothing that can be gone through.
+    """
+    if isinstance(queries, Iterable) and not isinstance(queries, (str, bytes)):
+        return list(queries)
+    raise InvalidRequest(f"queries are a sequence of texts or vectors, not {queries!r:.80}", field="queries")
+
+
 def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers:
     """Positions of the k largest scores: larger first, then newer, then the larger id.
 
@@ -237,7 +248,7 @@ def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers
 
 
 def leading(score: Floats, k: int, margin: float = 0.0) -> Integers:
-    """Positions, ascending, of all finite scores that are among the k largest, tie with them, or may within a margin."""
+    """Positions, ascending, of the finite scores that are among the k largest or tie with the k-th, within a margin."""
     rows = np.arange(len(score))
     if len(score) > 4 * k:
         rows = np.flatnonzero(score >= np.partition(score, len(score) - k)[len(score) - k] - margin)

@@ -184,7 +184,9 @@ class TenantIndex:
         """As `search_many`, for one query of shape (dimension,)."""
         return self.search_many(None if query is None else query[None], k, policy, where, now)[0]
 
-    def search_many(self, queries: Array | None, k: int, policy: RecallPolicy, where: Filter, now: int) -> list[list[Hit]]:
+    def search_many(
+        self, queries: Array | None, k: int, policy: RecallPolicy, where: Filter, now: int
+    ) -> list[list[Hit]]:
         """The k best rows for each query, which do not depend on what else is asked with it.
 
         Args:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fedlab.embedding import Embedder
+    from fedlab.episode import Memory
     from fedlab.lab.arm import Arm
     from fedlab.lab.experiment import Experiment
     from fedlab.lab.ledger import Stumble
@@ -170,8 +171,11 @@ class Cell:
                 with self._timed("spawn"):
                     lives.append(await self._spawn(alive, place))
             for life in lives:
-                for task in tasks[life.place * size : (life.place + 1) * size]:
-                    await self._attempt(life, task)
+                own = tasks[life.place * size : (life.place + 1) * size]
+                with self._timed("recall"):
+                    ahead = await self._trials.recall_ahead(life.agent, own) or [None] * size
+                for task, memories in zip(own, ahead, strict=True):
+                    await self._attempt(life, task, memories)
             stored: list[tuple[Episode, Outcome]] = []
             for life in lives:
                 stored += await self._end(life)
@@ -195,10 +199,10 @@ class Cell:
         rng, chance = stream(seed, "learner", generation, place), stream(seed, "world", generation, place)
         return Life(agent, place, rng, chance, [])
 
-    async def _attempt(self, life: Life, task: Task) -> None:
+    async def _attempt(self, life: Life, task: Task, ahead: Sequence[Memory] | None) -> None:
         began, before = time.perf_counter(), self._trials.recall_seconds
         states = [copy.deepcopy(each.bit_generator.state) for each in (life.rng, life.chance)] if self._shadow else []
-        trials = await self._trials.go(life.agent, task, life.rng, life.chance)
+        trials = await self._trials.go(life.agent, task, life.rng, life.chance, ahead)
         recalling = self._trials.recall_seconds - before
         self._spent["recall"] += recalling
         self._spent["act"] += time.perf_counter() - began - recalling

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,7 +21,7 @@ from fedlab.net.connection import HubConnection
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
@@ -82,10 +83,12 @@ class LocalConnection(HubConnection):
         # The first recall of a tenant may load its index.
         return params.text is None and params.k <= INLINE_K and self.hub.is_loaded(params.tenant_id)
 
-    def recall_now(self, params: protocol.Recall) -> list[Memory]:
-        """The answer to a recall by vector, or by nothing."""
-        arguments = {name: getattr(params, name) for name in _RECALL}
-        return self._open().recall(query=params.vector, **arguments)
+    def recall_now(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
+        """The answers to recalls by vector, or by nothing, that differ in their queries alone."""
+        if not requests:
+            return []
+        arguments = {name: getattr(requests[0], name) for name in _RECALL}
+        return self._open().recall_many(queries=[each.vector for each in requests], **arguments)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""
@@ -148,16 +151,30 @@ class LocalConnection(HubConnection):
         return delta
 
     async def _recall(self, params: protocol.Recall) -> list[Memory]:
-        if params.text is not None:
-            if params.vector is not None:
-                raise InvalidRequest("a query is a text or a vector, not both", field="vector")
-            vector = None
-            if params.policy is None or params.policy.similarity:
-                vector = (await self._loop().wait(self.hub.embed_soon([params.text])))[0]
-            params = msgspec.structs.replace(params, text=None, vector=vector)
-        if self.is_quick(params):
-            return self.recall_now(params)
-        return await asyncio.to_thread(self.recall_now, params)
+        return (await self.recall_each([params]))[0]
+
+    async def recall_each(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
+        """The answers to requests that differ in their queries alone."""
+        requests = await self._with_vectors(requests)
+        if all(map(self.is_quick, requests)) and sum(each.k for each in requests) <= INLINE_K:
+            return self.recall_now(requests)
+        return await asyncio.to_thread(self.recall_now, requests)
+
+    async def _with_vectors(self, requests: Sequence[protocol.Recall]) -> Sequence[protocol.Recall]:
+        """The requests with vectors in the place of texts, which are embedded together."""
+        asking = [each for each in requests if each.text is not None]
+        if not asking:
+            return requests
+        if any(each.vector is not None for each in asking):
+            raise InvalidRequest("a query is a text or a vector, not both", field="vector")
+        vectors: Iterator[Vector | None] = itertools.repeat(None)
+        if asking[0].policy is None or asking[0].policy.similarity:
+            texts = [each.text for each in asking if each.text is not None]
+            vectors = iter(await self._loop().wait(self.hub.embed_soon(texts)))
+        return [
+            each if each.text is None else msgspec.structs.replace(each, text=None, vector=next(vectors))
+            for each in requests
+        ]
 
     async def _backup(self, params: protocol.Backup) -> BackupManifest:
         self._open()
