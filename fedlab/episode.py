@@ -280,7 +280,10 @@ def metadata_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as canonical JSON: the same object always gives the same text."""
     if not metadata:
         return "{}"
-    return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return _canonical(metadata)
+
+
+_canonical = json.JSONEncoder(sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _rows(episode: Episode) -> list[tuple[str, object]]:
