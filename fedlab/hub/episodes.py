@@ -128,7 +128,7 @@ class EpisodeMethods(HubCore):
     ) -> list[list[Memory]]:
         """As `recall`, for several queries at once, in less time: the memories of each.
 
-        All see the same moment. What several of them find is one `Episode`.
+        All see the same moment.
         """
         self._require(tenant_id)
         k = check_k(k)
@@ -155,10 +155,15 @@ class EpisodeMethods(HubCore):
             gone += k - min(len(each) for each in live)
         if asked is None:
             live *= len(queries)
-        episodes = {number: reading.episode_of(raw, with_vector=vectors) for number, raw in found.items()}
         for place, each in enumerate(live):
             self._note(tenant_id, [hit.id for hit in each], None if asked is None else asked[place], k)
-        return [[Memory(episodes[hit.id], hit.similarity, hit.score) for hit in each] for each in live]
+        return [
+            [
+                Memory(reading.episode_of(found[number], with_vector=vectors), similarity, score)
+                for number, similarity, score in each
+            ]
+            for each in live
+        ]
 
     def _read(self, ids: list[int], *, vectors: bool) -> dict[int, Raw]:
         """Live episodes, from RAM where they were read of late."""

@@ -159,6 +159,17 @@ class TenantIndex:
             # 200,000 takes 8 ms (usearch 2.26), ten times the time of others, and the flag does it as well.
             self.dead += len(rows)
 
+    def compacted(self) -> TenantIndex:
+        """The same index without the rows that were taken out; there must be no graph."""
+        view = self._view
+        rows = np.flatnonzero(view.alive[: view.n])
+        fresh = TenantIndex(self.dimension)
+        fresh._tasks, tasks = _recoded(self._tasks, view.tasks[rows])
+        fresh._agents, agents = _recoded(self._agents, view.agents[rows])
+        kept = {name: getattr(view, name)[rows] for name in ("ids", "rewards", "created_at", "alive", "tail")}
+        fresh._view = replace(view, n=len(rows), tasks=tasks, agents=agents, **kept)
+        return fresh
+
     def move_to_graph(self, graph_type: type[Graph], stop: threading.Event) -> None:
         """Move the tail into the graph, if it is long; searches and changes go on meanwhile."""
         while not stop.is_set():
@@ -409,6 +420,13 @@ def _rows_of(view: View, ids: Array) -> Array:
 def _hits(view: View, rows: Array, similarity: Array, score: Array) -> list[Hit]:
     columns = (view.ids[rows].tolist(), similarity.tolist(), score.tolist())
     return [Hit(*row) for row in zip(*columns, strict=True)]
+
+
+def _recoded(names: dict[str, int], held: Array) -> tuple[dict[str, int], Array]:
+    """The names that are held, with new numbers, and these in the place of the old ones."""
+    used, held = np.unique(held, return_inverse=True)
+    every = [*names]
+    return {every[old]: new for new, old in enumerate(used.tolist())}, held.astype(np.int32)
 
 
 def _grown(array: Array, used: int, more: int) -> Array:
