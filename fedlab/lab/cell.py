@@ -173,11 +173,13 @@ class Cell:
         async with contextlib.AsyncExitStack() as alive:
             with self._timed("spawn"):
                 lives = await _each(self._spawn(alive, place) for place in range(experiment.agents_per_generation))
-            for life in lives:
-                own = tasks[life.place * size : (life.place + 1) * size]
-                with self._timed("recall"):
-                    ahead = await self._trials.recall_ahead(life.agent, own) or [None] * size
-                for task, memories in zip(own, ahead, strict=True):
+            shares = [tasks[life.place * size : (life.place + 1) * size] for life in lives]
+            with self._timed("recall"):
+                ahead = await _each(
+                    self._trials.recall_ahead(life.agent, own) for life, own in zip(lives, shares, strict=True)
+                )
+            for life, own, recalled in zip(lives, shares, ahead, strict=True):
+                for task, memories in zip(own, recalled or [None] * size, strict=True):
                     await self._attempt(life, task, memories)
             with self._timed("store"):
                 stored = [each for life in lives for each in await self._store_trials(life)]

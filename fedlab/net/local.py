@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -62,6 +62,8 @@ class LocalConnection(HubConnection):
         self._backups = backups
         self._holders = {} if holders is None else holders
         self._held: set[tuple[str, str]] = set()
+        self._asked: list[_Asked] = []
+        self._recalling: asyncio.Task[None] | None = None
 
     async def call(self, method: str, params: protocol.Params) -> Any:
         """Have the hub do it."""
@@ -156,9 +158,40 @@ class LocalConnection(HubConnection):
     async def recall_each(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
         """The answers to requests that differ in their queries alone."""
         requests = await self._with_vectors(requests)
-        if all(map(self.is_quick, requests)) and sum(each.k for each in requests) <= INLINE_K:
+        if len(requests) == 1 and self.is_quick(requests[0]):
             return self.recall_now(requests)
-        return await asyncio.to_thread(self.recall_now, requests)
+        asked = (requests, asyncio.get_running_loop().create_future())
+        self._asked.append(asked)
+        if len(self._asked) == 1:
+            self._recalling = asyncio.create_task(self._recall_together())
+        return await asked[1]
+
+    async def _recall_together(self) -> None:
+        """Answer what was asked within one turn of the loop: to compare several queries takes less time."""
+        asked, self._asked = self._asked, []
+        alike: dict[tuple[Any, ...], list[_Asked]] = {}
+        for each in asked:
+            shared = tuple(getattr(each[0][0], name) for name in _RECALL) if each[0] else ()
+            alike.setdefault(shared, []).append(each)
+        for group in alike.values():
+            await self._answer(group)
+
+    async def _answer(self, group: list[_Asked]) -> None:
+        every = [request for requests, _ in group for request in requests]
+        quick = sum(each.k for each in every) <= INLINE_K and all(map(self.is_quick, every))
+        try:
+            found = iter(self.recall_now(every) if quick else await asyncio.to_thread(self.recall_now, every))
+        except Exception as error:
+            if len(group) > 1:  # one of them asks what can not be answered
+                for each in group:
+                    await self._answer([each])
+            elif not group[0][1].done():
+                group[0][1].set_exception(error)
+            return
+        for requests, answer in group:
+            memories = list(itertools.islice(found, len(requests)))
+            if not answer.done():
+                answer.set_result(memories)
 
     async def _with_vectors(self, requests: Sequence[protocol.Recall]) -> Sequence[protocol.Recall]:
         """The requests with vectors in the place of texts, which are embedded together."""
@@ -206,6 +239,7 @@ class LocalConnection(HubConnection):
             unsubscribe()
 
 
+_Asked: TypeAlias = "tuple[Sequence[protocol.Recall], asyncio.Future[list[list[Memory]]]]"
 _WITH_ACTOR = ("forget", "set_retention", "hold", "release", "erase_tenant", "erase_agent", "erase_episodes")
 _RECALL = [name for name in protocol.Recall.__struct_fields__ if name not in ("text", "vector")]
 _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine[Any, Any, Any]]] = {
