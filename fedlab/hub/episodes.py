@@ -109,7 +109,13 @@ class EpisodeMethods(HubCore):
         Raises:
             UnknownTenant: If nothing was ever stored for the tenant.
         """
-        filters = {"min_reward": min_reward, "since": since, "until": until, "task": task, "agent_id": agent_id}
+        filters: dict[str, Any] = {
+            "min_reward": min_reward,
+            "since": since,
+            "until": until,
+            "task": task,
+            "agent_id": agent_id,
+        }
         return self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters)[0]
 
     def recall_many(

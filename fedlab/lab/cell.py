@@ -179,7 +179,7 @@ class Cell:
                     self._trials.recall_ahead(life.agent, own) for life, own in zip(lives, shares, strict=True)
                 )
             for life, own, recalled in zip(lives, shares, ahead, strict=True):
-                for task, memories in zip(own, recalled or [None] * size, strict=True):
+                for task, memories in zip(own, recalled, strict=True):
                     await self._attempt(life, task, memories)
             with self._timed("store"):
                 stored = [each for life in lives for each in await self._store_trials(life)]

@@ -64,10 +64,10 @@ class Trials:
         self.recall_seconds = 0.0
         """Spent in recall so far."""
 
-    async def recall_ahead(self, agent: EphemeralAgent, tasks: Sequence[Task]) -> list[list[Memory]] | None:
+    async def recall_ahead(self, agent: EphemeralAgent, tasks: Sequence[Task]) -> Sequence[Sequence[Memory] | None]:
         """What `go` would recall for each task, all asked at once; None where the world decides what is asked."""
         if hasattr(self._world, "attempt"):
-            return None
+            return [None] * len(tasks)
         return await self._recall(agent, [task._replace(answer=None) for task in tasks])
 
     async def go(

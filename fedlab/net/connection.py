@@ -95,7 +95,13 @@ class HubConnection(abc.ABC):
         vectors: bool = False,
     ) -> list[Memory]:
         """The k best memories for a query; `vectors=True` brings each episode's vector along."""
-        filters = {"min_reward": min_reward, "since": since, "until": until, "task": task, "agent_id": agent_id}
+        filters: dict[str, Any] = {
+            "min_reward": min_reward,
+            "since": since,
+            "until": until,
+            "task": task,
+            "agent_id": agent_id,
+        }
         return (await self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters))[0]
 
     async def recall_many(
@@ -133,7 +139,7 @@ class HubConnection(abc.ABC):
         """The answers to requests that differ in their queries alone."""
         if len(requests) == 1:
             return [await self.call("recall", requests[0])]
-        return await asyncio.gather(*(self.call("recall", each) for each in requests))
+        return list(await asyncio.gather(*(self.call("recall", each) for each in requests)))
 
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts, shape (len(texts), dimension), float16."""

@@ -160,11 +160,11 @@ class LocalConnection(HubConnection):
         requests = await self._with_vectors(requests)
         if len(requests) == 1 and self.is_quick(requests[0]):
             return self.recall_now(requests)
-        asked = (requests, asyncio.get_running_loop().create_future())
-        self._asked.append(asked)
+        answer: asyncio.Future[list[list[Memory]]] = asyncio.get_running_loop().create_future()
+        self._asked.append((requests, answer))
         if len(self._asked) == 1:
             self._recalling = asyncio.create_task(self._recall_together())
-        return await asked[1]
+        return await answer
 
     async def _recall_together(self) -> None:
         """Answer what was asked within one turn of the loop: to compare several queries takes less time."""
