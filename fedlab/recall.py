@@ -241,18 +241,15 @@ def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers
         ids: Shape (n,).
         k: How many; fewer come back where fewer are finite.
     """
-    # Everything that ties with the k-th stays in, so that the order among equals is exact.
-    candidates = leading(score, k)
+    if len(score) > 4 * k:
+        # Everything that ties with the k-th stays in, so that the order among equals is exact.
+        threshold = np.partition(score, len(score) - k)[len(score) - k]
+        candidates = np.flatnonzero(score >= threshold)
+    else:
+        candidates = np.arange(len(score))
+    candidates = candidates[np.isfinite(score[candidates])]
     order = np.lexsort((-ids[candidates], -created_at[candidates], -score[candidates]))
     return np.asarray(candidates[order[:k]], dtype=np.int64)
-
-
-def leading(score: Floats, k: int, margin: float = 0.0) -> Integers:
-    """Positions, ascending, of the finite scores that are among the k largest or tie with the k-th, within a margin."""
-    rows = np.arange(len(score))
-    if len(score) > 4 * k:
-        rows = np.flatnonzero(score >= np.partition(score, len(score) - k)[len(score) - k] - margin)
-    return np.asarray(rows[np.isfinite(score[rows])], dtype=np.int64)
 
 
 def uniform(ids: Integers, seed: int) -> Floats:

@@ -11,6 +11,7 @@ crashes if one is cleared or loaded under a search.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedlab.hub.sketches import Sketches, unit
-from fedlab.recall import SIMILARITY, Filter, best, leading
+from fedlab.recall import SIMILARITY, Filter, best
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,7 +221,9 @@ class TenantIndex:
             base[~mask] = -np.inf
         if vectors is None or not policy.similarity:
             top = best(base, view.created_at[: view.n], view.ids[: view.n], k)
-            similar = [np.zeros(len(top))] if vectors is None else [_similarities(view, each, top) for each in vectors]
+            similar = (
+                [np.zeros(len(top))] if vectors is None else [_similarities(view, top, each[None]) for each in vectors]
+            )
             return [_hits(view, top, similarity, base[top]) for similarity in similar]
         return _search(view, vectors, k, policy, base, view.n if mask is None else int(np.count_nonzero(mask)))
 
@@ -312,17 +315,30 @@ def _search(
     """
     if view.first:
         return [_search_graph(view, each, k, policy, base, matching) for each in vectors]
-    dead = None if base is not None or matching == view.n else ~view.alive[: view.n]
-    found = []
+    n = view.n
+    dead = None if base is not None or matching == n else ~view.alive[:n]
+    found: list[list[Hit]] = []
     for start in range(0, len(vectors), TOGETHER):
         part = vectors[start : start + TOGETHER]
-        for vector, similarity in zip(part, part @ view.tail[: view.n].T, strict=True):
-            if dead is not None:
-                similarity[dead] = -np.inf
-            score = similarity if base is None else base + policy.similarity * similarity
-            # The last digits of a product of matrices depend on their shapes: it only says which rows are looked at.
-            rows = leading(score, k, MARGIN * abs(policy.similarity if base is not None else 1))
-            found.append(_best_of(view, vector, rows, k, policy, base))
+        score = part @ view.tail[:n].T
+        if base is not None:
+            score = base + policy.similarity * score
+        elif dead is not None:
+            score[:, dead] = -np.inf
+        # The last digits of a product of matrices depend on their shapes: it only says which rows are looked at.
+        margin = MARGIN * (1 if base is None else abs(policy.similarity))
+        least = np.partition(score, n - k, axis=1)[:, n - k, None] - margin if n > k else -np.inf
+        which, rows = np.divmod(np.flatnonzero((score >= least) & np.isfinite(score)), n)
+        similarity = _similarities(view, rows, part, which)
+        exact = policy.similarity * similarity
+        if base is not None:
+            exact += base[rows]
+        order = np.lexsort((-view.ids[rows], -view.created_at[rows], -exact, which))
+        counts = np.bincount(which, minlength=len(part))
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        order = order[np.arange(len(order)) - first < k]
+        hits = iter(_hits(view, rows[order], similarity[order], exact[order]))
+        found += [list(itertools.islice(hits, count)) for count in np.minimum(counts, k).tolist()]
     return found
 
 
@@ -374,7 +390,7 @@ def _most_similar(view: View, vector: Array, wanted: int) -> tuple[Array, float]
 
 def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolicy, base: Array | None) -> list[Hit]:
     """The k best of some rows, by their exact scores."""
-    similarity = _similarities(view, vector, rows)
+    similarity = _similarities(view, rows, vector[None])
     score = policy.similarity * similarity
     if base is not None:
         score += base[rows]
@@ -382,12 +398,16 @@ def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolic
     return _hits(view, rows[top], similarity[top], score[top])
 
 
-def _similarities(view: View, vector: Array, rows: Array) -> Array:
-    """Exact cosines of rows, in their order, in parts that fit the cache; row by row, whatever else is looked at."""
+def _similarities(view: View, rows: Array, vectors: Array, which: Array | None = None) -> Array:
+    """Exact cosines of rows, each with one of the vectors (by default the only one), in parts that fit the cache.
+
+    Row by row: what comes out does not depend on what else is looked at.
+    """
+    which = np.zeros(len(rows), np.int64) if which is None else which
     similarity = np.empty(len(rows))
     for start in range(0, len(rows), CHUNK):
-        part = _vectors(view, rows[start : start + CHUNK])
-        similarity[start : start + CHUNK] = np.einsum("ij,j->i", part, vector)
+        part = slice(start, start + CHUNK)
+        similarity[part] = np.einsum("ij,ij->i", _vectors(view, rows[part]), vectors[which[part]])
     return similarity
 
 
