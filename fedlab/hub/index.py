@@ -328,7 +328,7 @@ def _search(
         # The last digits of a product of matrices depend on their shapes: it only says which rows are looked at.
         margin = MARGIN * (1 if base is None else abs(policy.similarity))
         least = np.partition(score, n - k, axis=1)[:, n - k, None] - margin if n > k else -np.inf
-        which, rows = np.divmod(np.flatnonzero((score >= least) & np.isfinite(score)), n)
+        which, rows = np.divmod(np.flatnonzero(score >= np.maximum(least, np.finfo(score.dtype).min)), n)
         similarity = _similarities(view, rows, part, which)
         exact = policy.similarity * similarity
         if base is not None:
