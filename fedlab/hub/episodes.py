@@ -161,8 +161,9 @@ class EpisodeMethods(HubCore):
             gone += k - min(len(each) for each in live)
         if asked is None:
             live *= len(queries)
+        compared = asked if policy.similarity else None
         for place, each in enumerate(live):
-            self._note(tenant_id, [hit.id for hit in each], None if asked is None else asked[place], k)
+            self._note(tenant_id, [hit.id for hit in each], None if compared is None else compared[place], k)
         return [
             [
                 Memory(reading.episode_of(found[number], with_vector=vectors), similarity, score)
