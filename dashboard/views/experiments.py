@@ -30,7 +30,7 @@ def page() -> None:
     runs = {each.name: each for each in sources.runs()}
     if not runs:
         look.note(
-            "No run is open. `fedlab run experiment.toml --output my-run` makes one, and `fedlab dashboard my-run` shows"
+            "No run is open. `fedlab run experiment.toml --output my-run` makes one, `fedlab dashboard my-run` shows"
             " it; or type its directory into the side bar under 'Open another'."
         )
         return
