@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,8 +180,8 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
     st.subheader("Frames")
     for frame in ("episodes", "generations", "agents", "costs"):
         left, right = st.columns(2)
-        left.download_button(f"{frame}.parquet", lambda f=frame: _parquet(results, f), f"{name}-{frame}.parquet")
-        right.download_button(f"{frame}.csv", lambda f=frame: _csv(results, f), f"{name}-{frame}.csv", "text/csv")
+        left.download_button(f"{frame}.parquet", partial(_parquet, results, frame), f"{name}-{frame}.parquet")
+        right.download_button(f"{frame}.csv", partial(_csv, results, frame), f"{name}-{frame}.csv", "text/csv")
     st.download_button(
         "Summary as CSV",
         lambda: results.summary(baseline, metric=metric).write_csv(),
