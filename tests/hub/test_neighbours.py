@@ -45,11 +45,14 @@ def test_all_near_pairs_within_tasks_are_known(seed, n, dimension, kinds, data):
     cosines = vectors @ vectors.T
     first, second = np.nonzero(np.tril((cosines >= FLOOR) & (tasks[:, None] == tasks), -1))
     known = {(one, other): value for (one, other), value in zip(near.pairs.T.tolist(), near.cosines, strict=True)}
-    assert len(known) == near.pairs.shape[1] and not near.open
+    assert len(known) == near.pairs.shape[1]
+    assert not near.open
     assert set(zip(first.tolist(), second.tolist(), strict=True)) <= set(known)
     for (one, other), value in known.items():
-        assert value == pytest.approx(cosines[one, other], abs=1e-5) and value >= FLOOR - SLACK
-        assert other < one and tasks[one] == tasks[other]
+        assert value == pytest.approx(cosines[one, other], abs=1e-5)
+        assert value >= FLOOR - SLACK
+        assert other < one
+        assert tasks[one] == tasks[other]
 
 
 def test_a_crowd_and_a_large_task_are_left_out_and_cost_no_memory(monkeypatch):
@@ -75,7 +78,7 @@ def test_who_follows_can_be_stopped():
 def staying(rows: list[Episode], similarity: float) -> set[str]:
     """By definition: from the best on (the newer among equals), an episode stays unless one that stays is near."""
     kept: list[Episode] = []
-    for row in sorted(rows[::-1], key=lambda each: (-each.reward, -each.created_at)):
+    for _, row in sorted(enumerate(rows), key=lambda each: (-each[1].reward, -each[1].created_at, -each[0])):
         others = unit([each.vector for each in kept if each.task == row.task] or [np.zeros_like(row.vector)])
         if (others @ unit([row.vector])[0]).max() < similarity - PRECISION:
             kept.append(row)
