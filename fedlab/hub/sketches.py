@@ -23,8 +23,8 @@ SAMPLE = 4_096
 """Vectors of which the directions that differ most make the basis."""
 REST = 1e-6
 """Added to the square of the rest, so that rounding never makes it too short."""
-HIGH, WIDE = 256, 512
-"""Rows that are multiplied at once: the products stay in the cache."""
+BLOCK = 512
+"""Rows on either side that are multiplied at once: the products stay in the cache."""
 
 
 def unit(vectors: Sequence[Array] | Array) -> Array:
@@ -57,11 +57,11 @@ def alike(left: Array, right: Array, least: float) -> Iterator[tuple[slice, slic
         The rows of a block on either side, and in them the pairs: positions on the left and on the right, of shape
         (m,). If both sides are the same, every block is met at least one way round.
     """
-    room = np.empty(HIGH * WIDE, np.float32)
-    for start in range(0, len(left), HIGH):
-        some = slice(start, min(start + HIGH, len(left)))
-        for at in range(start // WIDE * WIDE if left is right else 0, len(right), WIDE):
-            others = slice(at, min(at + WIDE, len(right)))
+    room = np.empty(BLOCK * BLOCK, np.float32)
+    for start in range(0, len(left), BLOCK):
+        some = slice(start, min(start + BLOCK, len(left)))
+        for at in range(start if left is right else 0, len(right), BLOCK):
+            others = slice(at, min(at + BLOCK, len(right)))
             shape = (some.stop - start, others.stop - at)
             product = room[: shape[0] * shape[1]].reshape(shape)  # memory anew for each takes as long as the product
             np.matmul(left[some], right[others].T, out=product)

@@ -54,8 +54,7 @@ def test_what_stays_is_what_the_definition_says(seed, n, dimension, lying, simil
     short = sketch(unit(vectors), basis(unit(vectors[::2])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near, "LEAF", 64)
-        patch.setattr(sketches, "HIGH", 16)
-        patch.setattr(sketches, "WIDE", 48)
+        patch.setattr(sketches, "BLOCK", 16)
         kept = Nearness(short, lambda rows: vectors[rows], similarity).distinct(np.arange(n))
     assert kept.tolist() == by_definition(vectors, similarity)
 
