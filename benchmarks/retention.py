@@ -139,12 +139,12 @@ def applications(hub: Hub) -> list[tuple]:
 def main(rows: int = 200_000) -> list[tuple]:
     fine = usearch.index.Index
     usearch.index.Index = functools.partial(fine, connectivity=6, expansion_add=8)
-    with tempfile.TemporaryDirectory() as name, build(Path(name), rows) as hub:
-        usearch.index.Index = fine
-        rows_of = previews(hub, rows)
-        hub.close()
-        with Hub(hub.path, embedder="hashing") as hub:
-            return [*rows_of, *first_preview(hub), *applications(hub)]
+    with tempfile.TemporaryDirectory() as name:
+        with build(Path(name), rows) as hub:
+            usearch.index.Index = fine
+            measured = previews(hub, rows)
+        with Hub(hub.path, embedder="hashing") as again:
+            return [*measured, *first_preview(again), *applications(again)]
 
 
 if __name__ == "__main__":
