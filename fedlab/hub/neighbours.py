@@ -32,6 +32,9 @@ LARGE = 50_000
 """Rows of a task from which it is left out: each new one would take 50 µs and more."""
 CHUNK = 16_384
 """Rows that are added at once."""
+_ALONE = threading.Lock()
+"""Held while BLAS has one thread, of the whole process: with two, small products are no quicker on cores that are free,
+and ten times as slow on others, where they wait for each other."""
 
 
 class Near(NamedTuple):
@@ -75,9 +78,12 @@ class Neighbours:
             read: Gives the unit vectors of rows; zeros where there is none.
             stop: Ends it early.
         """
+        from threadpoolctl import threadpool_limits  # only hubs with many episodes need it
+
         with self._lock:
             while self.n < len(tasks) and not (stop is not None and stop.is_set()):
-                self._extend(tasks[: self.n + CHUNK], read)
+                with _ALONE, threadpool_limits(1, user_api="blas"):
+                    self._extend(tasks[: self.n + CHUNK], read)
 
     def _extend(self, tasks: Array, read: Callable[[Array], Array]) -> None:
         old, n = self.n, len(tasks)
