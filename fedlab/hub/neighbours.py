@@ -1,6 +1,6 @@
 """Which rows of a tenant's index are near each other within their tasks: kept in RAM, and found as the index grows.
 
-So that near-duplicates are known when they are asked for: to compare each with each takes 10 s for a million episodes
+So that near-duplicates are known when they are asked for: to compare each with each takes 30 s for a million episodes
 in fifty tasks. A row's sketch takes 128 bytes, its near pairs at most about 100 more. What was found is never taken
 back: whoever asks leaves out rows that were forgotten.
 """
