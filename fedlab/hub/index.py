@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedlab.hub.sketches import Sketches, unit
+from fedlab.hub.neighbours import Neighbours
+from fedlab.hub.sketches import unit
 from fedlab.recall import SIMILARITY, Filter, best
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class TenantIndex:
         self._tasks: dict[str, int] = {}
         self._agents: dict[str, int] = {}
         self.dead = 0
-        self.sketches = Sketches()
+        self._neighbours = Neighbours()
         self._view = View(
             n=0,
             first=0,
@@ -172,9 +173,10 @@ class TenantIndex:
         return fresh
 
     def move_to_graph(self, graph_type: type[Graph], stop: threading.Event) -> None:
-        """Move the tail into the graph, if it is long; searches and changes go on meanwhile."""
+        """Move the tail into the graph, if it is long, and see what is near what; searches and changes go on."""
         while not stop.is_set():
             view = self._view
+            self._follow(view, view.first, stop)
             if view.n - view.first <= (EXACT if view.graph is None else TAIL):
                 return
             graph = view.graph or graph_type(ndim=self.dimension, metric="cos", dtype="f16")
@@ -185,8 +187,6 @@ class TenantIndex:
                 rows = np.arange(start, min(start + 1_000, end))
                 rows = rows[view.alive[rows]]
                 graph.add(view.ids[rows], view.tail[rows - view.first].astype(np.float16), threads=1)
-            rows = np.arange(view.first, end)[view.alive[view.first : end]]
-            self.sketches.add(view.ids[rows], view.tail[rows - view.first])
             with self._lock:
                 now = self._view
                 left = now.tail[end - now.first : now.n - now.first].copy()
@@ -268,6 +268,38 @@ class TenantIndex:
             "agent_id": lambda: np.array([*self._agents], object)[view.agents[rows]],
         }
         return view.ids[rows], *(made[name]() for name in names)
+
+    @property
+    def lags(self) -> bool:
+        """Whether it is not yet known what is near what in the graph."""
+        return self._neighbours.n < self._view.first
+
+    def near(self, ids: Array) -> tuple[Array, Array, Array]:
+        """Which of some episodes are near each other, and which are known in full.
+
+        Args:
+            ids: Ascending.
+
+        Returns:
+            Pairs of positions among the ids, shape (2, m), their cosines up to `SLACK`, and a flag for each id: false
+            where its near ones are not all among the pairs.
+        """
+        view = self._view
+        self._follow(view, view.n)
+        known, view = self._neighbours.near, self._view
+        pairs = view.ids[known.pairs]
+        places = np.minimum(np.searchsorted(ids, pairs), max(0, len(ids) - 1))
+        meant = (ids[places] == pairs).all(axis=0) if len(ids) else np.zeros(0, np.bool_)
+        rows = np.minimum(np.searchsorted(view.ids[: view.n], ids), view.n - 1)
+        settled = ~np.isin(view.tasks[rows], list(known.open))
+        return places[:, meant], known.cosines[meant], settled
+
+    def sketches(self, ids: Array) -> Array:
+        """Of episodes that `near` was asked for, ascending, shape (n, 32)."""
+        return self._neighbours.sketches(_rows_of(self._view, ids))
+
+    def _follow(self, view: View, end: int, stop: threading.Event | None = None) -> None:
+        self._neighbours.follow(view.tasks[:end], lambda rows: _vectors(view, rows), stop)
 
     def holds(self, ids: Array, vectors: Array) -> Array:
         """Whether the index has these unit vectors under these ids (ascending), up to its precision."""
@@ -421,11 +453,10 @@ def _vectors(view: View, rows: Array) -> Array:
     vectors[~in_graph] = view.tail[rows[~in_graph] - view.first]
     if in_graph.any():
         # A row that was forgotten before its turn has no vector in the graph; it can not be returned either.
+        blank = np.zeros(vectors.shape[1], np.float16)
         got: Any = view.graph.get(view.ids[rows[in_graph]])
-        if not isinstance(got, np.ndarray):
-            blank = np.zeros(vectors.shape[1], np.float16)
-            got = [blank if each is None else each for each in got]
-        vectors[in_graph] = unit(got)
+        got = [blank if each is None else each for each in got]
+        vectors[in_graph] = unit(np.concatenate(got).reshape(len(got), -1))  # in a third of the time of `unit(got)`
     return vectors
 
 

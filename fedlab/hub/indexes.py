@@ -319,13 +319,15 @@ class Indexes:
         new.replace(self.directory / "manifest.json")
 
     def _tend(self, tenant_id: str, slot: _Slot) -> None:
-        """Have the background thread move a long tail into the graph, or rebuild after much forgetting."""
+        """Have the background thread move a long tail into the graph, or see what is near what, or rebuild after
+        much forgetting.
+        """
         index = slot.index
         if index is None or slot.queued:
             return
         view = index.view
         long_tail = view.n - view.first > (EXACT if view.graph is None else TAIL)
-        if long_tail or _much_dead(index):
+        if long_tail or index.lags or _much_dead(index):
             slot.queued = True
             with self._lock:
                 if self._worker is None:
