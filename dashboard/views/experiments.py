@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import io
 import tempfile
 import zipfile
 from functools import partial
 from pathlib import Path
+=======
+>>>>>>> p1
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import streamlit as st
 
-from dashboard import look, sources
+from dashboard import downloads, look, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,8 +183,17 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
     st.subheader("Frames")
     for frame in ("episodes", "generations", "agents", "costs"):
         left, right = st.columns(2)
+<<<<<<< HEAD
         left.download_button(f"{frame}.parquet", partial(_parquet, results, frame), f"{name}-{frame}.parquet")
         right.download_button(f"{frame}.csv", partial(_csv, results, frame), f"{name}-{frame}.csv", "text/csv")
+=======
+        left.download_button(
+            f"{frame}.parquet", lambda f=frame: downloads.parquet(results, f), f"{name}-{frame}.parquet"
+        )
+        right.download_button(
+            f"{frame}.csv", lambda f=frame: downloads.csv(results, f), f"{name}-{frame}.csv", "text/csv"
+        )
+>>>>>>> p1
     st.download_button(
         "Summary as CSV",
         lambda: results.summary(baseline, metric=metric).write_csv(),
@@ -190,13 +202,13 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
     )
     st.subheader("Figures")
     st.download_button(
-        "All figures as one HTML page", lambda: _html(results, metric, baseline), f"{name}.html", "text/html"
+        "All figures as one HTML page", lambda: downloads.page(results, metric, baseline), f"{name}.html", "text/html"
     )
     st.caption("The page works without a network. A single figure as PNG: the camera above it.")
     if st.button("Draw all figures as PNG"):
         try:
             with st.spinner("A browser draws them …"):
-                st.session_state.pngs = results.directory, _pngs(results, metric, baseline)
+                st.session_state.pngs = results.directory, downloads.pngs(results, metric, baseline)
         except (ImportError, ValueError, RuntimeError) as error:
             st.warning(
                 "This needs `pip install 'fedlab-memory[images]'` and a Chrome or Chromium on the machine of the"
@@ -209,49 +221,6 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
 
 def _chart(figure: go.Figure, data: pl.DataFrame, key: str, about: str) -> None:
     look.chart(look.tamed(figure), data, key=key, about=about)
-
-
-def _figures(results: Results, metric: Any, baseline: str) -> dict[str, go.Figure]:
-    plot = results.plot
-    figures = {"learning-curves": plot.learning_curves(metric=metric)}
-    if len(results.arms) > 1:
-        figures["paired-differences"] = plot.paired_differences(baseline, metric=metric)
-    figures["rewards"] = plot.reward_distribution(metric=metric)
-    figures["memory"] = plot.memory_growth()
-    figures["cost"] = plot.cost()
-    if len(results.stages()):
-        figures["stages"] = plot.stages()
-    if results.theory:
-        figures["theory"] = plot.against_theory(metric=metric)
-    return {name: look.tamed(figure) for name, figure in figures.items()}
-
-
-def _parquet(results: Results, frame: str) -> bytes:
-    stream = io.BytesIO()
-    results.scan(frame).collect().write_parquet(stream)
-    return stream.getvalue()
-
-
-def _csv(results: Results, frame: str) -> str:
-    """A list of ids is one text, with spaces between them."""
-    return results.scan(frame).with_columns(pl.col(pl.List(pl.String)).list.join(" ")).collect().write_csv()
-
-
-def _html(results: Results, metric: Any, baseline: str) -> bytes:
-    from fedlab.plots import write_page
-
-    figures = [*_figures(results, metric, baseline).values()]
-    with tempfile.TemporaryDirectory() as folder:
-        page = write_page(Path(folder) / "run.html", results.directory.name, figures, results._repr_html_())
-        return page.read_bytes()
-
-
-def _pngs(results: Results, metric: Any, baseline: str) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, figure in _figures(results, metric, baseline).items():
-            archive.writestr(f"{name}.png", figure.to_image(format="png", width=1000, scale=2))
-    return stream.getvalue()
 
 
 page()

@@ -63,13 +63,15 @@ def _range(whole: Range) -> Range:
     ends = []
     for place, (key, usual) in zip(places, {"from": whole.since, "to": whole.until}.items(), strict=False):
         shown = look.when(usual)
+        # Not bound to the address by Streamlit: what a box sets would be there one choice later.
+        st.session_state.setdefault(key, st.query_params.get(key, ""))
         text = place.text_input(
-            f"{key.title()} ({look.zone().key})",
-            key=key,
-            placeholder=shown,
-            bind="query-params",
-            persist_state="session",
+            f"{key.title()} ({look.zone().key})", key=key, placeholder=shown, persist_state="session"
         )
+        if text:
+            st.query_params[key] = text
+        else:
+            st.query_params.pop(key, None)
         try:
             at = datetime.fromisoformat(text) if text else None
         except ValueError:
@@ -77,7 +79,9 @@ def _range(whole: Range) -> Range:
             at = None
         zoned = at.replace(tzinfo=look.zone()) if at is not None and at.tzinfo is None else at
         ends.append(usual if zoned is None else round(zoned.timestamp() * 1000))
-    places[2].button("All time", on_click=_forget_range, disabled=ends == list(whole), icon=":material/zoom_out_map:")
+    places[2].button(
+        "All time", key="all-time", on_click=_forget_range, disabled=ends == list(whole), icon=":material/zoom_out_map:"
+    )
     if ends[0] >= ends[1]:
         st.error("This time ends before it begins: all time is shown.")
         return whole
