@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import io
-import tempfile
-import zipfile
 from functools import partial
-from pathlib import Path
-=======
->>>>>>> p1
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -183,17 +176,8 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
     st.subheader("Frames")
     for frame in ("episodes", "generations", "agents", "costs"):
         left, right = st.columns(2)
-<<<<<<< HEAD
-        left.download_button(f"{frame}.parquet", partial(_parquet, results, frame), f"{name}-{frame}.parquet")
-        right.download_button(f"{frame}.csv", partial(_csv, results, frame), f"{name}-{frame}.csv", "text/csv")
-=======
-        left.download_button(
-            f"{frame}.parquet", lambda f=frame: downloads.parquet(results, f), f"{name}-{frame}.parquet"
-        )
-        right.download_button(
-            f"{frame}.csv", lambda f=frame: downloads.csv(results, f), f"{name}-{frame}.csv", "text/csv"
-        )
->>>>>>> p1
+        left.download_button(f"{frame}.parquet", partial(downloads.parquet, results, frame), f"{name}-{frame}.parquet")
+        right.download_button(f"{frame}.csv", partial(downloads.csv, results, frame), f"{name}-{frame}.csv", "text/csv")
     st.download_button(
         "Summary as CSV",
         lambda: results.summary(baseline, metric=metric).write_csv(),
