@@ -106,7 +106,7 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     )
     for (tenant, policy), rows in frame.partition_by("tenant_id", "policy", as_dict=True, maintain_order=True).items():
         figure.add_bar(
-            x=rows[x].to_list(),
+            x=[_short(name) for name in rows[x]],
             y=rows["episodes"].to_list(),
             name=plain(policy),
             legendgroup=policy,
@@ -121,6 +121,20 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     figure.update_xaxes(title=x, row=len(tenants))
     figure.update_layout(height=200 + 180 * len(tenants), barmode="group", bargap=0.25)
     return figure
+
+
+def _short(name: str) -> str:
+    """The name of a bin, for an axis on a narrow screen."""
+    for long, short in {
+        " to ": "-",
+        "under ": "&lt; ",
+        "below ": "&lt; ",
+        "over ": "&gt; ",
+        " and above": "+",
+        "minute": "min",
+    }.items():
+        name = name.replace(long, short)
+    return name.replace("mins", "min").replace(" days", " d").replace(" hours", " h")
 
 
 def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
