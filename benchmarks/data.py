@@ -74,7 +74,7 @@ def episodes(
             task=f"task {number % 50}",
             input=f"input {number} " + "of a length that real inputs have " * 3,
             output=f"output {number} " + "and what an agent may have answered " * 3,
-            reward=number % 10 / 10,
+            reward=(number + number // 50) % 10 / 10,  # so that those of a task differ
             vector=vector,
         )
         for number, vector in enumerate(lying(count, seed))

@@ -10,19 +10,8 @@ import streamlit as st
 # Streamlit runs this file as a script, from wherever it lies.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dashboard import look, sources
+from dashboard import PAGES, look, sources
 from fedlab.errors import FedlabError
-
-PAGES = {
-    "overview": ("Overview", ":material/monitoring:"),
-    "growth": ("Memory growth", ":material/stacked_line_chart:"),
-    "rewards": ("Rewards", ":material/bar_chart:"),
-    "retention": ("Retention lab", ":material/science:"),
-    "explorer": ("Memory explorer", ":material/travel_explore:"),
-    "agents": ("Agents and generations", ":material/groups:"),
-    "experiments": ("Experiments", ":material/labs:"),
-    "operations": ("Operations", ":material/settings_heart:"),
-}
 
 
 def main() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from dashboard.look import plain
-from fedlab.plots import blank
+from fedlab.hub.preview import AGE_NAMES, REWARD_NAMES
+from fedlab.plots import OKABE_ITO, blank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
-    import polars as pl
+
+    from fedlab.hub.values import RetentionPreview
 
 REST = "#B0B0B0"
 """Of the groups that are not told apart."""
+NOW = "as it is now"
 
 
 def growth(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone: str = "UTC") -> go.Figure:
@@ -55,6 +60,114 @@ def groups(
     parts = frame.partition_by(group, as_dict=True, maintain_order=True)
     for (key,), rows in sorted(parts.items(), key=lambda part: (part[0][0] is None, part[0][0])):
         yield (rest if key is None else plain(key)), colours.get(str(key), REST), rows
+
+
+def before_and_after(
+    previews: Mapping[tuple[str, str], RetentionPreview], names: Mapping[str, str], what: str
+) -> pl.DataFrame:
+    """What previews say of the live episodes, now and after: a row for each tenant, policy and bin.
+
+    Args:
+        previews: By label of the policy, and tenant.
+        names: Of the policies, by label.
+        what: "reward" or "age".
+    """
+    bins = REWARD_NAMES if what == "reward" else AGE_NAMES
+    rows = []
+    for (label, tenant), preview in previews.items():
+        gone, kept = getattr(preview, f"by_{what}"), getattr(preview, f"kept_by_{what}")
+        counts = {name: (gone.get(name, 0), kept.get(name, 0)) for name in bins}
+        if label == next(iter(names)):
+            rows += [(tenant, NOW, name, went + stays, 0) for name, (went, stays) in counts.items()]
+        rows += [(tenant, names[label], name, stays, went) for name, (went, stays) in counts.items()]
+    frame = pl.DataFrame(rows, ["tenant_id", "policy", what, "episodes", "would_go"], orient="row")
+    filled = [at for at, name in enumerate(bins) if frame.filter(pl.col(what) == name)["episodes"].sum()]
+    return frame.filter(pl.col(what).is_in(bins[filled[0] : filled[-1] + 1])) if filled else frame.clear()
+
+
+def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
+    """Bars of what is there now and would be after, side by side; a row for each tenant.
+
+    Args:
+        frame: As `before_and_after` gives it.
+        title: Stands above it.
+        x: Name of the horizontal axis, and of the column with the bins.
+    """
+    tenants = frame["tenant_id"].unique(maintain_order=True).to_list()
+    policies = frame["policy"].unique(maintain_order=True).to_list()
+    colours = dict(zip(policies, (REST, *OKABE_ITO), strict=False))
+    figure = blank(title, x, "episodes", "policy")
+    figure.set_subplots(
+        rows=len(tenants),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.3 / (len(tenants) + 1),
+        subplot_titles=[plain(tenant) for tenant in tenants] if len(tenants) > 1 else None,
+    )
+    for (tenant, policy), rows in frame.partition_by("tenant_id", "policy", as_dict=True, maintain_order=True).items():
+        figure.add_bar(
+            x=[_short(name) for name in rows[x]],
+            y=rows["episodes"].to_list(),
+            name=plain(policy),
+            legendgroup=policy,
+            showlegend=tenant == tenants[0],
+            marker={"color": colours[policy]},
+            hovertemplate="%{y:,}",
+            row=tenants.index(tenant) + 1,
+            col=1,
+        )
+    figure.update_yaxes(title="episodes", tickformat=",", rangemode="tozero")
+    figure.update_xaxes(title=x if len(tenants) == 1 else None, type="category")
+    figure.update_xaxes(title=x, row=len(tenants))
+    figure.update_layout(height=200 + 180 * len(tenants), barmode="group", bargap=0.25)
+    return figure
+
+
+def _short(name: str) -> str:
+    """The name of a bin, for an axis on a narrow screen."""
+    for long, short in {
+        " to ": "-",
+        "under ": "&lt; ",
+        "below ": "&lt; ",
+        "over ": "&gt; ",
+        " and above": "+",
+        "minute": "min",
+    }.items():
+        name = name.replace(long, short)
+    return name.replace("mins", "min").replace(" days", " d").replace(" hours", " h")
+
+
+def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
+    """Requests a second, and below them the latency that 95 % of them stayed under; a line for each method.
+
+    Args:
+        frame: As `over_time` gives it, with datetimes.
+        zone: The reader's time zone.
+    """
+    figure = blank("Requests and their latency", f"time ({zone})", "requests a second", "method")
+    figure.set_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    methods = sorted(frame["method"].unique())
+    for method, colour in zip(methods, OKABE_ITO, strict=False):
+        rows = frame.filter(pl.col("method") == method)
+        for row, column in enumerate(("per_second", "p95_ms"), 1):
+            figure.add_scatter(
+                x=rows["at"].dt.convert_time_zone(zone).to_list(),
+                y=rows[column].to_list(),
+                name=plain(method),
+                legendgroup=method,
+                showlegend=row == 1,
+                line={"color": colour},
+                mode="lines",
+                hovertemplate="%{y:,.2f}",
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(title="requests a second", rangemode="tozero", row=1)
+    figure.update_yaxes(title="p95, ms", rangemode="tozero", row=2)
+    figure.update_xaxes(title=None, row=1)
+    figure.update_xaxes(title=f"time ({zone})", row=2)
+    figure.update_layout(height=480)
+    return figure
 
 
 def in_order(names: Sequence[object]) -> dict[str, str]:

@@ -143,6 +143,12 @@ def note(text: str) -> None:
     st.info(text, icon=":material/info:")
 
 
+def nobody(text: str) -> None:
+    """What stands on a page about tenants as long as there is none; it goes by itself when the first one comes."""
+    note(text)
+    _await_tenant()
+
+
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """What goes wrong becomes a sentence that says what to do; the session goes on."""
@@ -185,3 +191,10 @@ def choose_tenant(key: str = "tenant") -> str | None:
     """The one tenant that a page is about; None if there is none yet."""
     known = sources.tenants()
     return st.selectbox("Tenant", known, key=key, bind="query-params", persist_state="session") if known else None
+
+
+@st.fragment(run_every=REFRESH)
+def _await_tenant() -> None:
+    with contextlib.suppress(FedlabError):
+        if sources.tenants():
+            st.rerun()

@@ -81,7 +81,7 @@ class Opened:
             if source.kind == "backup":
                 # A backup stays as it is: what is looked at is a hub restored from it.
                 folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fedlab-backup-"))) / "hub"
-                Hub.restore(target, folder)
+                Hub.restore(target, folder).close()
                 target = str(folder)
             self.connection: SyncConnection = undo.enter_context(open_hub(target, token, retry_for=PATIENCE))
             self._stack = undo.pop_all()
@@ -199,7 +199,8 @@ def ask(method: str, *args: Any, **keywords: Any) -> Any:
         FedlabError: As the method does.
     """
     seq = hub().seq
-    return _answer(_source(), token(), seq, method, args, keywords)
+    asked = repr((method, args, sorted(keywords.items())))
+    return _answer(_source(), token(), seq, asked, (method, args, keywords))
 
 
 def results(source: Source) -> Results:
@@ -210,8 +211,7 @@ def results(source: Source) -> Results:
 
 def metrics() -> list[tuple[str, Mapping[str, str], float]]:
     """The samples (name, labels, value) that the current hub's server publishes; none if it is no server."""
-    source = current()
-    url = getattr(getattr(connection(), "_connection", None), "url", None) if source else None
+    url = connection().url
     return [] if url is None else _metrics(url, int(time.time()))
 
 
@@ -221,7 +221,9 @@ def _open(source: Source, own: str | None) -> Opened:
 
 
 @st.cache_data(max_entries=400, max_size="150MB", show_spinner=False)
-def _answer(source: Source, own: str | None, seq: int, method: str, args: Any, keywords: Any) -> Any:
+def _answer(source: Source, own: str | None, seq: int, asked: str, _call: tuple[str, Any, Any]) -> Any:
+    # Policies have a repr that says everything, and Streamlit no way to hash them.
+    method, args, keywords = _call
     return getattr(_open(source, own).connection, method)(*args, **keywords)
 
 

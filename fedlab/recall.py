@@ -20,6 +20,8 @@ from fedlab.errors import InvalidRequest
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from fedlab.episode import Memory
+
     Floats = npt.NDArray[np.float64]
     Integers = npt.NDArray[np.int64]
 
@@ -97,6 +99,29 @@ class RecallPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """Whether the order is that of the cosine alone, which an approximate index can serve."""
         return self.similarity > 0 and not (self.reward or self.recency or self.random)
 
+    def parts(self, memory: Memory) -> dict[str, float]:
+        """What each part of the policy gave to the score of a memory that was recalled with it; the sum is the score.
+
+        What similarity and reward leave of the score is the recency's or the random draw's: the hub knew the time and
+        the number of the episode. A policy with both has them in one, "recency + random".
+
+        >>> from fedlab import Episode, Memory
+        >>> episode = Episode(tenant_id="t", agent_id="a", task="x", input="", output="", reward=0.5)
+        >>> policy = Similarity() + 2 * Reward() + 0.5 * Recency()
+        >>> policy.parts(Memory(episode, similarity=0.75, score=2.0))
+        {'similarity': 0.75, 'reward': 1.0, 'recency': 0.25}
+        """
+        known = {"similarity": self.similarity * memory.similarity, "reward": self._of_reward(memory.reward)}
+        parts = {name: float(value) for name, value in known.items() if getattr(self, name)}
+        if rest := [name for name in ("recency", "random") if getattr(self, name)]:
+            parts[" + ".join(rest)] = memory.score - sum(parts.values())
+        return parts
+
+    def _of_reward(self, rewards: Any) -> Any:
+        with np.errstate(over="ignore"):
+            # A reward too large to be weighted still ranks, and infinity marks what is filtered out.
+            return np.clip(self.reward * rewards, -np.finfo(float).max / 4, np.finfo(float).max / 4)
+
     def base(self, ids: Integers, rewards: Floats, created_at: Integers, now: int) -> Floats:
         """The part of the score that needs no query.
 
@@ -108,9 +133,7 @@ class RecallPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """
         score = np.zeros(len(ids))
         if self.reward:
-            with np.errstate(over="ignore"):
-                # A reward too large to be weighted still ranks, and infinity marks what is filtered out.
-                score += np.clip(self.reward * rewards, -np.finfo(float).max / 4, np.finfo(float).max / 4)
+            score += self._of_reward(rewards)
         if self.recency:
             age_days = np.maximum(now - created_at, 0) / 86_400_000
             score += self.recency * np.exp2(-age_days / self.half_life_days)
@@ -219,6 +242,17 @@ def check_ids(ids: object, most: int | None = MAX_IDS) -> list[str]:
     limit = "" if most is None else f"at most {most:,} "
     way_out = f": give [{ids!r:.80}]" if isinstance(ids, str) else f", not {ids!r:.80}"
     raise InvalidRequest(f"ids must be a sequence of {limit}episode ids{way_out}", field="ids")
+
+
+def check_queries(queries: object) -> list[Any]:
+    """`queries` as a list, if there may be several.
+
+    Raises:
+        InvalidRequest: If it is one text, or nothing that can be gone through.
+    """
+    if isinstance(queries, Iterable) and not isinstance(queries, (str, bytes)):
+        return list(queries)
+    raise InvalidRequest(f"queries are a sequence of texts or vectors, not {queries!r:.80}", field="queries")
 
 
 def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers:

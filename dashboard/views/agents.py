@@ -1,5 +1,74 @@
-"""To be written."""
+"""Agents and generations: when they lived, how they ended, what they pulled and pushed, and who learned from whom."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
 
 import streamlit as st
 
-st.write("soon")
+from dashboard import figures_lives as figures
+from dashboard import look, sources
+
+MOST = 500  # lives on the timeline
+SPANS = {"all": None, "last hour": timedelta(hours=1), "last 10 minutes": timedelta(minutes=10)}
+
+
+def page() -> None:
+    """Timeline, exchange and credit of one tenant."""
+    tenant_id = look.choose_tenant()
+    if tenant_id is None:
+        look.nobody("This hub has no tenant yet: no agent has lived here. `fedlab demo` fills a hub.")
+        return
+    span = st.radio("Time", SPANS, key="span", bind="query-params", horizontal=True)
+    _live(tenant_id, span)
+    _credit(tenant_id)
+
+
+@st.fragment(run_every=look.REFRESH)
+def _live(tenant_id: str, span: str) -> None:
+    with look.guarded():
+        back = SPANS[span]
+        # Whole minutes: an answer that is asked for again and again is the same one.
+        since = None if back is None else datetime.now(UTC).replace(second=0, microsecond=0) - back
+        lives = sources.ask("lives", tenant_id, since=since, limit=MOST)
+        if lives.is_empty():
+            look.note("No agent lived here in this time. `EphemeralAgent.spawn` begins a life.")
+            return
+        ends = dict(lives["status"].value_counts().iter_rows())
+        columns = st.columns(4)
+        for column, status in zip(columns, figures.ENDS, strict=True):
+            column.metric(status.capitalize(), f"{ends.get(status, 0):,}")
+        zone = look.zone().key
+        look.chart(
+            figures.timeline(lives, zone),
+            lives,
+            key="timeline",
+            about="A line for each life, from its spawn to its end; the colour says how it ended.",
+        )
+        if len(lives) == MOST:
+            st.caption(f"The last {MOST:,} lives.")
+        look.chart(
+            figures.exchange(lives, zone),
+            lives.select("agent_id", "generation", "spawned_at", "pulled", "pushed", "mean_reward"),
+            key="exchange",
+            about="How many episodes each life pulled from the hub, and how many it pushed.",
+        )
+
+
+def _credit(tenant_id: str) -> None:
+    by = st.radio("Credit between", ["generation", "agent"], key="credit_by", bind="query-params", horizontal=True)
+    credit = sources.ask("credit", tenant_id, by=by, limit=200)
+    if credit.is_empty():
+        look.note(
+            "No episode names another as its source yet: what an agent recalls before it stores becomes that by itself."
+        )
+        return
+    look.chart(
+        figures.credit(credit, by),
+        credit,
+        key="credit",
+        about=f"From which {by} the memories came that the episodes of another were made from.",
+    )
+
+
+page()

@@ -1,5 +1,264 @@
-"""To be written."""
+"""Operations: is the hub well, what is it asked, what does it do by itself, and what happened."""
 
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
 import streamlit as st
 
-st.write("soon")
+from dashboard import figures, look, rates, sources
+from fedlab.retention import KeepForever
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedlab.hub.values import HubInfo, Schedule
+
+# Changes that a text is searched in, and what is shown of them.
+SEARCHED, SHOWN = 5_000, 200
+DAY_MS = 86_400_000
+KINDS = (
+    "episode_stored",
+    "episode_forgotten",
+    "agent_spawned",
+    "agent_resumed",
+    "agent_ended",
+    "retention_set",
+    "tenant_created",
+    "episode_held",
+    "episode_released",
+    "tenant_erased",
+    "agent_erased",
+    "episodes_erased",
+    "erasure_finished",
+    "hub_created",
+    "hub_restored",
+    "hub_forked",
+)
+
+
+def page() -> None:
+    """One section at a time; those that the hub would refuse are not offered."""
+    info = sources.hub()
+    whole = info.role == "admin" and info.tenant_id is None
+    sections: dict[str, Callable[[HubInfo], None]] = {"Requests": _requests, "Log": _log, "Retention": _retention}
+    if whole:
+        sections |= {"Backups": _backups, "Erasures": _erasures}
+    if sources.connection().url is None:
+        del sections["Requests"]  # nobody asks an embedded hub from elsewhere
+    chosen = st.segmented_control(
+        "Section",
+        list(sections),
+        default=next(iter(sections)),
+        required=True,
+        key="section",
+        label_visibility="collapsed",
+        bind="query-params",
+        persist_state="session",
+    )
+    sections[chosen or next(iter(sections))](info)
+
+
+def _requests(info: HubInfo) -> None:
+    _live_requests(info.hub_id)
+
+
+@st.fragment(run_every=look.REFRESH)
+def _live_requests(hub_id: str) -> None:
+    with look.guarded():
+        history: rates.History = st.session_state.setdefault(f"history {hub_id}", rates.History())
+        history.add(rates.look(sources.metrics(), time.time()))
+        first, new = history.looks[0], history.looks[-1]
+        over = f"Over the last {new.at - first.at:,.0f} s."
+        frame = rates.between(first, new)
+        columns = st.columns(4)
+        columns[0].metric("Requests a second", f"{frame['per_second'].sum():,.1f}", help=over)
+        columns[1].metric(
+            "Failed", f"{frame['failed'].sum():,}", help=f"Requests that were answered with an error. {over}"
+        )
+        columns[2].metric("Connections", f"{new.connections:,}")
+        refused = sum(new.refused.values())
+        why = ", ".join(f"{count:,.0f} with HTTP {status}" for status, count in new.refused.items())
+        columns[3].metric("Connections refused", f"{refused:,.0f}", help=why or "None since the server began.")
+        steps = history.steps()
+        if len(steps):
+            look.chart(
+                figures.requests(steps, zone=look.zone().key),
+                steps,
+                key="requests",
+                about="Requests a second and the 95 % quantile of their latency by method.",
+            )
+        else:
+            st.caption("The rates are counted from now on: the chart grows while this page is open.")
+        st.dataframe(
+            frame,
+            hide_index=True,
+            key="methods",
+            column_config={
+                "per_second": st.column_config.NumberColumn("per second", format="%.2f"),
+                "p50_ms": st.column_config.NumberColumn("p50, ms", format="%.2f"),
+                "p95_ms": st.column_config.NumberColumn("p95, ms", format="%.2f"),
+                "failed": st.column_config.NumberColumn(format="localized"),
+                "requests": st.column_config.NumberColumn("since the server began", format="localized"),
+            },
+        )
+
+
+def _log(info: HubInfo) -> None:
+    """The end of the log, live."""
+    columns = st.columns(4)
+    keep: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+    tenant = columns[0].selectbox("Tenant", sources.tenants(), index=None, placeholder="All", key="log-tenant", **keep)
+    kinds = columns[1].multiselect("Kind", KINDS, placeholder="All", key="log-kinds", **keep)
+    actor = columns[2].text_input("Actor", placeholder="Anyone", key="log-actor", help="The whole name.", **keep)
+    text = columns[3].text_input(
+        "Text", placeholder="Anything", key="log-text", help="In the id, the actor or the reason.", **keep
+    )
+    _live_log(tenant or info.tenant_id, tuple(kinds) or None, actor or None, text)
+
+
+@st.fragment(run_every=look.REFRESH)
+def _live_log(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, text: str) -> None:
+    with look.guarded():
+        frame = sources.ask("tail", tenant, kinds=kinds, actor=actor, limit=SEARCHED if text else SHOWN)
+        if text:
+            said = pl.concat_str("subject", "actor", "reason", separator="\n").str.to_lowercase()
+            frame = frame.filter(said.str.contains(text.lower(), literal=True)).head(SHOWN)
+            st.caption(f"Searched in the last {SEARCHED:,} changes that the other filters let pass.")
+        if frame.is_empty():
+            look.note("No change passes these filters: clear one of them.")
+            return
+        st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=600)
+
+
+def _retention(info: HubInfo) -> None:
+    """Which policy each tenant has, and when it was applied last."""
+    schedule = _schedule(info)
+    if schedule is not None:
+        _tell_retention(schedule)
+    day = (int(time.time()) // 60 * 60 * 1000) - DAY_MS
+    tenants = sources.tenants()
+    if not tenants:
+        look.note("This hub has no tenant yet.")
+        return
+    growth = sources.ask("growth", info.tenant_id, since=day, bins=1, top=max(20, len(tenants)))
+    gone = dict(growth.group_by("tenant_id").agg(pl.col("forgotten").sum()).iter_rows())
+    last = schedule.retention_last.removed if schedule and schedule.retention_last else {}
+    failed = schedule.retention_last.failed if schedule and schedule.retention_last else {}
+    rows = []
+    for tenant in tenants:
+        policy = sources.ask("retention", tenant)
+        went = None
+        if policy != KeepForever():
+            newest = sources.ask("tail", tenant, kinds="episode_forgotten", actor="retention", limit=1)
+            went = newest["at"].first()
+        rows.append((tenant, str(policy), went, last.get(tenant), gone.get(tenant, 0), failed.get(tenant)))
+    schema = {
+        "tenant": pl.String,
+        "policy": pl.String,
+        "at": pl.Int64,
+        "then": pl.Int64,
+        "day": pl.Int64,
+        "failed": pl.String,
+    }
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        look.local(pl.DataFrame(rows, schema, orient="row")),
+        hide_index=True,
+        key="policies",
+        column_config={
+            "at": st.column_config.DatetimeColumn("last forgotten by policy"),
+            "then": number("forgotten by the last run", format="localized"),
+            "day": number("forgotten in the last 24 hours", format="localized"),
+        },
+    )
+    st.page_link("views/retention.py", label="Try another policy in the retention lab", icon=":material/science:")
+
+
+def _schedule(info: HubInfo) -> Schedule | None:
+    if info.role != "admin" or info.tenant_id is not None:
+        return None
+    schedule: Schedule = sources.connection().schedule()
+    return schedule
+
+
+def _tell_retention(schedule: Schedule) -> None:
+    if schedule.retention_interval is None:
+        look.note(
+            "Nobody applies the policies by itself: serve the hub with --retention-interval, or apply them by hand."
+        )
+        return
+    last = look.when(schedule.retention_last_at) or "not yet"
+    st.markdown(
+        f"The policies are applied every **{schedule.retention_interval:,g} s**;"
+        f" last: **{last}**, next: **{look.when(schedule.retention_next_at)}**."
+    )
+
+
+def _backups(info: HubInfo) -> None:
+    """Those there are; take one, verify one."""
+    schedule = _schedule(info)
+    if schedule is None or schedule.backup_directory is None:
+        look.note(
+            "This hub has no directory for backups. A server has one with `fedlab hub --backup-dir DIR"
+            " --backup-interval SECONDS`; by hand, `fedlab backup HUB DEST` copies a hub, also one that is running."
+        )
+        return
+    every = "when someone asks" if schedule.backup_interval is None else f"every **{schedule.backup_interval:,g} s**"
+    st.markdown(
+        f"Made {every}; the last good one: **{look.when(schedule.backup_last_at) or 'none yet'}**."
+        f" On the server, in {look.literal(schedule.backup_directory)}; of those made on schedule,"
+        f" the newest {schedule.backup_keep:,} full ones are kept, with what builds on them."
+    )
+    if done := st.session_state.pop("backup done", None):
+        st.success(done, icon=":material/check:")
+    frame = sources.connection().backups()
+    if frame.is_empty():
+        look.note("There is no backup yet: take one.")
+    else:
+        st.dataframe(
+            look.local(frame),
+            hide_index=True,
+            key="backups",
+            column_config={"base": st.column_config.TextColumn("builds on", help="Empty for a full one.")},
+        )
+    left, right = st.columns(2)
+    with left, st.form("take", border=True):
+        st.markdown("**Take one**")
+        name = st.text_input("Name", f"by-hand-{datetime.now(UTC):%Y%m%dT%H%M%SZ}", key="backup-name")
+        base = st.selectbox("Only what is new since", frame["name"].to_list(), index=None, placeholder="A full one")
+        if st.form_submit_button("Back up", icon=":material/backup:"):
+            _do(f"Backing up {name}", "backup", name, base=base)
+    if not frame.is_empty():
+        with right, st.form("verify", border=True):
+            st.markdown("**Verify one**")
+            chosen = st.selectbox("Which", frame["name"].to_list(), key="verify-name")
+            if st.form_submit_button("Read and check all of it", icon=":material/verified:"):
+                _do(f"Checking {chosen}", "verify_backup", chosen)
+
+
+def _do(what: str, method: str, *args: Any, **keywords: Any) -> None:
+    with look.guarded():
+        with st.spinner(f"{what} …"):
+            manifest = getattr(sources.connection(), method)(*args, **keywords)
+        verb = "is whole" if method == "verify_backup" else "was made"
+        st.session_state["backup done"] = look.literal(f"{args[0]} {verb}: {manifest}")
+        st.rerun()
+
+
+def _erasures(_info: HubInfo) -> None:
+    """The ledger: the evidence that someone's memory was erased."""
+    frame = sources.ask("erasures")
+    if frame.is_empty():
+        look.note("Nothing was ever erased here. `fedlab erase` erases a tenant, an agent or episodes, for good.")
+        return
+    st.caption(
+        "With hashes in the place of names (BLAKE2b of 16 bytes). Restoring an older backup erases all of it again."
+    )
+    st.dataframe(look.local(frame), hide_index=True, key="erasures")
+
+
+page()

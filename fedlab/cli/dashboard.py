@@ -51,7 +51,7 @@ def dashboard(
     _check(given)
     with _demo(place) if not given else contextlib.nullcontext(given) as shown:
         settings = {"targets": shown, "own_rights": is_loopback(host), "demo": not given}
-        _run_streamlit(place / "app.py", host, port, settings, browser=browser)
+        _run_streamlit(streamlit_command(place / "app.py", host, port, browser=browser), settings)
 
 
 def _check(targets: list[str]) -> None:
@@ -81,20 +81,25 @@ def _demo(place: Path) -> Iterator[list[str]]:
                 process.kill()
 
 
-def _run_streamlit(script: Path, host: str, port: int, settings: dict[str, object], *, browser: bool) -> None:
-    import msgspec
-
+def streamlit_command(script: Path, host: str, port: int, *, browser: bool) -> list[str]:
+    """How Streamlit is started: quiet, without calling home, without looking for changes of files."""
     options = {
         "server.address": host,
         "server.port": port,
         "server.headless": str(not browser).lower(),
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
+        "runner.magicEnabled": "false",
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
     }
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
-    command += [f"--{name}={value}" for name, value in options.items()]
+    return [*command, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _run_streamlit(command: list[str], settings: dict[str, object]) -> None:
+    import msgspec
+
     environment = {**os.environ, "FEDLAB_DASHBOARD": msgspec.json.encode(settings).decode()}
     process = subprocess.Popen(command, env=environment)  # noqa: S603
     try:
@@ -102,4 +107,4 @@ def _run_streamlit(script: Path, host: str, port: int, settings: dict[str, objec
     except KeyboardInterrupt:
         status = process.wait()  # it got the Ctrl-C, too
     if status not in (0, -signal.SIGINT, 130):
-        raise FedlabError(f"the dashboard ended with status {status}; is port {port} taken? --port takes another")
+        raise FedlabError(f"the dashboard ended with status {status}; is the port taken? --port takes another")

@@ -62,6 +62,8 @@ class AggregateMethods(HubCore):
         if by == "agent" and tenant_id is None:
             raise InvalidRequest("agents are those of one tenant: name it", field="tenant_id")
         since, until = None if since is None else to_ms(since), None if until is None else to_ms(until)
+        if since is not None and until is not None and since >= until:
+            raise InvalidRequest(f"since is before until, and {since} is not before {until} (ms UTC)", field="since")
         bins = check_count(bins, "bins", least=1, most=growing.MOST_BINS)
         top = check_count(top, "top", least=1, most=growing.MOST_GROUPS)
         return self._columns.answer(

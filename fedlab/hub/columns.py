@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fedlab.hub.ledger import Erased
 
     Reading = Callable[[], AbstractContextManager[sa.Connection]]
+    Make = Callable[[sa.Connection, "Columns"], pl.DataFrame]
 
-T = TypeVar("T")
 CHUNK = 50_000
 """Changes that are read at once."""
 TASK = 200
@@ -49,10 +49,8 @@ RESULTS = 64
 def generation_sql() -> str:
     """The generation of an episode as SQL: null where its metadata has no whole number under that name."""
     value = "json_extract(metadata, '$.generation')"
-    return (
-        "CASE WHEN instr(metadata, '\"generation\"') AND json_type(metadata, '$.generation') = 'integer'"
-        f" AND typeof({value}) = 'integer' THEN {value} END"
-    )
+    whole = f"json_type(metadata, '$.generation') = 'integer' AND typeof({value}) = 'integer'"
+    return f"CASE WHEN {whole} THEN {value} END"
 
 
 _EPISODES = f"""
@@ -71,9 +69,8 @@ FROM changes WHERE seq > ? AND seq <= ? AND kind IN ('episode_stored', 'episode_
 """
 _FORGOTTEN = """
 SELECT json_group_array(gone.seq), json_group_array(stored.seq)
-FROM changes AS gone CROSS JOIN changes AS stored
+FROM json_each(?) AS wanted CROSS JOIN changes AS gone ON gone.seq = wanted.value CROSS JOIN changes AS stored
     ON stored.tenant_id = gone.tenant_id AND stored.subject = gone.subject AND stored.kind = 'episode_stored'
-WHERE gone.seq > ? AND gone.seq <= ? AND gone.kind = 'episode_forgotten'
 """
 _ERASED = """
 SELECT json_group_array(changes.at), json_group_array(erasures.at), json_group_array(erasures.tenant_hash)
@@ -131,9 +128,9 @@ class ColumnCache:
         self._lock = threading.Lock()
         self._columns: Columns | None = None
         self._erasures = 0
-        self._results: OrderedDict[Hashable, tuple[State, Any]] = OrderedDict()
+        self._results: OrderedDict[Hashable, tuple[State, pl.DataFrame]] = OrderedDict()
 
-    def answer(self, key: Hashable, make: Callable[[sa.Connection, Columns], T]) -> T:
+    def answer(self, key: Hashable, make: Make) -> pl.DataFrame:
         """What `make` gives, or gave the last time if the hub has not changed since.
 
         Args:
@@ -150,13 +147,13 @@ class ColumnCache:
                         columns = _read_all(lambda: contextlib.nullcontext(connection), workers=1)
                         return make(connection, _without(columns, self._erased.under_way))
                     if key in self._results and self._results[key][0] == state:
-                        return self._results[key][1]  # type: ignore[no-any-return]
+                        return self._results[key][1].clone()
                     held = self._columns
                     if held is not None and self._erasures == state.erasures:
                         self._columns = columns = _follow(connection, held)
                         result = make(connection, columns)
                         self._keep(key, state, result)
-                        return result
+                        return result.clone()  # whoever has it may change it in place
                 self._columns, self._erasures = _read_all(self._reading), state.erasures
 
     def clear(self) -> None:
@@ -164,7 +161,7 @@ class ColumnCache:
         self._columns = None
         self._results.clear()
 
-    def _keep(self, key: Hashable, state: State, result: Any) -> None:
+    def _keep(self, key: Hashable, state: State, result: pl.DataFrame) -> None:
         self._results.pop(key, None)
         self._results[key] = state, result
         while len(self._results) > RESULTS:
@@ -236,7 +233,8 @@ def _read(connection: sa.Connection, after: int, last: int) -> tuple[pl.DataFram
     of_episodes |= {"task": pl.Categorical, "created_at": pl.Int64, "reward": pl.Float64}
     of_episodes |= {"generation": pl.Int64, "bytes": pl.Int64}
     log = packed(connection, _LOG, of_log, (after, last)).with_columns(pl.col("forgotten").cast(pl.Boolean))
-    gone = packed(connection, _FORGOTTEN, {"number": pl.Int64, "stored": pl.Int64}, (after, last))
+    wanted = msgspec.json.encode(log.filter("forgotten")["number"].to_list()).decode()
+    gone = packed(connection, _FORGOTTEN, {"number": pl.Int64, "stored": pl.Int64}, (wanted,))
     log = log.join(gone, on="number", how="left", maintain_order="left")
     log = log.with_columns(pl.coalesce("stored", "number").alias("number")).drop("stored")
     episodes = packed(connection, _EPISODES, of_episodes, (after, last))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fedlab.errors import InvalidRequest
 from fedlab.hub.columns import named
 
 if TYPE_CHECKING:
@@ -109,10 +108,12 @@ def forgetting(
 
 def _stretch(at: pl.Series, since: int | None, until: int | None, bins: int) -> tuple[Stretch, int]:
     """The bins, and where the last ends; from the first change to the last if it is not said."""
-    since = int(at.min()) if since is None else since  # type: ignore[arg-type]
-    until = int(at.max()) + 1 if until is None else until  # type: ignore[arg-type]
-    if since >= until:
-        raise InvalidRequest(f"since must be before until, and {since} is not before {until} (ms UTC)", field="since")
+    first, last = at.min(), at.max()
+    assert isinstance(first, int)
+    assert isinstance(last, int)
+    since = min(first, first if until is None else until - 1) if since is None else since
+    # Where nothing happened since, there is one stretch in which nothing did.
+    until = max(last, since) + 1 if until is None else until
     return Stretch.of(since, until, bins), until
 
 

@@ -319,13 +319,15 @@ class Indexes:
         new.replace(self.directory / "manifest.json")
 
     def _tend(self, tenant_id: str, slot: _Slot) -> None:
-        """Have the background thread move a long tail into the graph, or rebuild after much forgetting."""
+        """Have the background thread move a long tail into the graph, or see what is near what, or rebuild after
+        much forgetting.
+        """
         index = slot.index
         if index is None or slot.queued:
             return
         view = index.view
         long_tail = view.n - view.first > (EXACT if view.graph is None else TAIL)
-        if long_tail or _much_dead(index):
+        if long_tail or index.lags or _much_dead(index):
             slot.queued = True
             with self._lock:
                 if self._worker is None:
@@ -341,7 +343,11 @@ class Indexes:
             try:
                 if slot.index is not None and _much_dead(slot.index):
                     with slot.loading:
-                        self._load(tenant_id, slot, use_snapshot=False)
+                        if slot.index.view.graph is not None:
+                            self._load(tenant_id, slot, use_snapshot=False)
+                        else:
+                            with slot.lock:  # some milliseconds
+                                slot.index = slot.index.compacted()
                 index = slot.index
                 if index is None:
                     continue

@@ -27,8 +27,18 @@ TOP = 10
 """Tasks and agents that a preview names, and memories of a recall that it compares."""
 SAMPLE = 10_000
 """Episodes whose sizes are read; of more, so many evenly spaced ones stand for all."""
-AGES = {"under 1 day": 1, "1 to 7 days": 7, "7 to 30 days": 30, "30 to 90 days": 90, "90 to 365 days": 365}
+AGES = {
+    "under 1 minute": 1 / 1440,
+    "1 to 60 minutes": 1 / 24,
+    "1 to 24 hours": 1,
+    "1 to 7 days": 7,
+    "7 to 30 days": 30,
+    "30 to 90 days": 90,
+    "90 to 365 days": 365,
+}
+AGE_NAMES = [*AGES, "over 365 days"]
 REWARDS = np.arange(10) / 10
+REWARD_NAMES = ["below 0", *(f"{low:.1f} to {low + 0.1:.1f}" for low in REWARDS[:-1]), "0.9 and above"]
 
 
 def preview(
@@ -47,8 +57,10 @@ def preview(
     going = verdict.going
     total = connection.scalar(sa.select(sa.func.count()).where(episodes.c.tenant_id == tenant_id)) or 0
     columns = index.describe(going)
-    age = np.maximum(now - columns.created_at, 0) / DAY
-    below = [f"{low:.1f} to {low + 0.1:.1f}" for low in REWARDS[:-1]]
+    _, made_at, rewards = index.columns(("created_at", "reward"))
+    by_age, by_reward = _counts(columns.created_at, columns.rewards, now)
+    # Who stores or forgets meanwhile is in the index before the verdict could know.
+    all_by_age, all_by_reward = _counts(made_at, rewards, now)
     return RetentionPreview(
         tenant_id=tenant_id,
         policy=str(policy),
@@ -59,8 +71,10 @@ def preview(
         bytes=_bytes(connection, tenant_id, going, now),
         by_task=_top(columns.tasks),
         by_agent=_top(columns.agents),
-        by_age=_buckets(age, list(AGES.values()), [*AGES, "over 365 days"]),
-        by_reward=_buckets(columns.rewards, REWARDS, ["below 0", *below, "0.9 and above"]),
+        by_age=_named(AGE_NAMES, by_age),
+        by_reward=_named(REWARD_NAMES, by_reward),
+        kept_by_age=_named(AGE_NAMES, np.maximum(all_by_age - by_age, 0)),
+        kept_by_reward=_named(REWARD_NAMES, np.maximum(all_by_reward - by_reward, 0)),
         recall=_effect(index, read_queries(connection, tenant_id), going),
     )
 
@@ -96,7 +110,19 @@ def _top(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for count, name in named[:TOP]}
 
 
-def _buckets(values: npt.NDArray[Any], edges: npt.ArrayLike, names: list[str]) -> dict[str, int]:
-    """How many values lie below the first edge, from there to the next, and so on; empty ones are left out."""
-    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(names))
+def _counts(
+    created_at: npt.NDArray[Any], rewards: npt.NDArray[Any], now: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many episodes there are of each age and of each reward."""
+    age = np.maximum(now - created_at, 0) / DAY
+    return _buckets(age, list(AGES.values())), _buckets(rewards, REWARDS)
+
+
+def _buckets(values: npt.NDArray[Any], edges: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """How many values lie below the first edge, from there to the next, and so on."""
+    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(np.atleast_1d(edges)) + 1)
+
+
+def _named(names: list[str], counts: npt.NDArray[np.int64]) -> dict[str, int]:
+    """Counts with their names; without those of nothing."""
     return {name: int(count) for name, count in zip(names, counts, strict=True) if count}

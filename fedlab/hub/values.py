@@ -211,6 +211,7 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
         by_agent: As `by_task`.
         by_age: Of the removed, by their age.
         by_reward: Of the removed, by their reward.
+        kept_by_age: Of the kept, by their age, in the same steps; `kept_by_reward` likewise.
         recall: The effect on recall; None where no query by similarity is known.
     """
 
@@ -225,6 +226,8 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
     by_agent: dict[str, int]
     by_age: dict[str, int]
     by_reward: dict[str, int]
+    kept_by_age: dict[str, int] = {}
+    kept_by_reward: dict[str, int] = {}
     recall: RecallEffect | None
 
     def __str__(self) -> str:
@@ -247,9 +250,16 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
         return table(f"{self.tenant_id}: {self.policy}", rows)
 
     def _groups(self) -> list[tuple[str, str]]:
-        groups = {"task": self.by_task, "agent": self.by_agent, "age": self.by_age, "reward": self.by_reward}
+        groups = {
+            "by task": self.by_task,
+            "by agent": self.by_agent,
+            "by age": self.by_age,
+            "by reward": self.by_reward,
+            "what stays, by age": self.kept_by_age,
+            "what stays, by reward": self.kept_by_reward,
+        }
         return [
-            (f"by {name}", ", ".join(f"{each} {count:,}" for each, count in counts.items()))
+            (name, ", ".join(f"{each} {count:,}" for each, count in counts.items()))
             for name, counts in groups.items()
             if counts
         ]
@@ -275,6 +285,40 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
     def _repr_html_(self) -> str:
         rows = [*self.removed.items(), *((tenant_id, f"failed: {why}") for tenant_id, why in self.failed.items())]
         return table(f"Retention applied, up to change {self.seq:,}", rows, head=("tenant", "episodes forgotten"))
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """What a hub's server does by itself, and when; an embedded hub does nothing by itself. Intervals are in seconds.
+
+    Args:
+        retention_interval: Between two applications of the policies; None: never.
+        retention_next_at: When the next one begins, ms UTC.
+        retention_last_at: When the last one was done; None before the first since the server started.
+        retention_last: What it did.
+        backup_directory: Where backups go, on the server's disk; None: nowhere.
+        backup_interval: Between two scheduled backups; None: none are made by itself.
+        backup_keep: So many full ones are kept, each with the incremental ones over it.
+        backup_last_at: When the last good one was made, ms UTC.
+    """
+
+    retention_interval: float | None = None
+    retention_next_at: int | None = None
+    retention_last_at: int | None = None
+    retention_last: RetentionReport | None = None
+    backup_directory: str | None = None
+    backup_interval: float | None = None
+    backup_keep: int | None = None
+    backup_last_at: int | None = None
+
+    def __str__(self) -> str:
+        if self.retention_interval is None:
+            retention = "retention is not applied by itself"
+        else:
+            retention = f"retention is applied every {self.retention_interval:g} s"
+        if self.backup_directory is None:
+            return f"{retention}; there is no directory for backups"
+        every = "on request" if self.backup_interval is None else f"every {self.backup_interval:g} s"
+        return f"{retention}; backups go to {self.backup_directory}, {every}"
 
 
 class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The aggregates of a hub from anywhere: the methods of `fedlab.hub.aggregates`, asynchronous."""
+"""The aggregates of a hub from anywhere: the methods of `fedlab.hub.aggregates`, and `tail`, asynchronous."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from fedlab.clock import to_ms
+from fedlab.hub.frames import check_kinds
 from fedlab.hub.rewards import check_by
 from fedlab.net import protocol
 from fedlab.recall import Filter
@@ -140,6 +141,30 @@ class AggregateCalls(abc.ABC):
         where = msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id))
         params = protocol.Sample(tenant_id=tenant_id, n=n, seed=seed, vectors=vectors, **where)
         frame: pl.DataFrame = await self.call("sample", params)
+        return frame
+
+    async def tail(
+        self,
+        tenant_id: str | None = None,
+        *,
+        kinds: str | Sequence[str] | None = None,
+        actor: str | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> pl.DataFrame:
+        """The end of the change log as a frame, newest first."""
+        params = protocol.Tail(
+            tenant_id=tenant_id,
+            kinds=check_kinds(kinds),
+            actor=actor,
+            since=_time(since),
+            until=_time(until),
+            before=before,
+            limit=limit,
+        )
+        frame: pl.DataFrame = await self.call("tail", params)
         return frame
 
 

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from fedlab.clock import to_datetime
 from fedlab.errors import CorruptBackup, InvalidRequest
+from fedlab.hub.backups import verify_backup
 from fedlab.hub.manifest import MANIFEST, BackupManifest, read_manifest
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from fedlab.hub import Hub
 
 logger = logging.getLogger("fedlab.net")
@@ -41,8 +44,8 @@ class Backups:
         self.interval = interval
         if keep < 1:
             raise InvalidRequest(f"backup_keep is 1 or more, not {keep}")
-        self._keep = keep
-        self._last_at = max((manifest.created_at for manifest in self._found().values()), default=None)
+        self.keep = keep
+        self.last_at = max((manifest.created_at for manifest in self._found().values()), default=None)
 
     def make(self, name: str, base: str | None = None) -> BackupManifest:
         """Back the hub up under a name in the directory.
@@ -51,12 +54,43 @@ class Backups:
             InvalidRequest: If a name is no plain name, or as `Hub.backup`.
         """
         manifest = self._hub.backup(self._place(name), base=None if base is None else self._place(base))
-        self._last_at = manifest.created_at
+        self.last_at = manifest.created_at
         return manifest
+
+    def verify(self, name: str) -> BackupManifest:
+        """Read all of a backup in the directory, and of those that it builds on, and check everything.
+
+        Raises:
+            InvalidRequest: If the name is no plain name.
+            CorruptBackup: Naming what is damaged or missing.
+        """
+        return verify_backup(self._place(name))
+
+    def frame(self) -> pl.DataFrame:
+        """The backups of this hub that are there, the newest first; `base` is null for a full one."""
+        from fedlab._polars import pl
+
+        whole = ("created_at", "seq", "epoch", "episodes", "tenants", "bytes")
+        schema = {"name": pl.String, **dict.fromkeys(whole, pl.Int64), "base": pl.String, "scheduled": pl.Boolean}
+        rows = [
+            (
+                path.name,
+                manifest.created_at,
+                manifest.seq,
+                manifest.epoch,
+                manifest.episodes,
+                manifest.tenants,
+                sum(file.bytes for file in manifest.files.values()),
+                Path(manifest.bases[-1].path).name if manifest.bases else None,
+                path.name.startswith(SCHEDULED),
+            )
+            for path, manifest in self._found().items()
+        ]
+        return pl.DataFrame(rows, schema, orient="row").sort("created_at", "name", descending=True)
 
     def age(self) -> float | None:
         """Seconds since the last good backup; None where there is none."""
-        return None if self._last_at is None else (self._hub.clock.now() - self._last_at) / 1000
+        return None if self.last_at is None else (self._hub.clock.now() - self.last_at) / 1000
 
     def make_due(self) -> BackupManifest | None:
         """Make one, and remove what is too old, if it is time for the next."""
@@ -106,7 +140,7 @@ class Backups:
             root = path if not manifest.bases else (path / manifest.bases[0].path).resolve()
             chains.setdefault(root, []).append(path)
         ours = [root for root, paths in chains.items() if all(path.name.startswith(SCHEDULED) for path in paths)]
-        for root in sorted(ours, key=lambda path: path.name, reverse=True)[self._keep :]:
+        for root in sorted(ours, key=lambda path: path.name, reverse=True)[self.keep :]:
             for path in sorted(chains[root], key=lambda path: len(found[path].bases), reverse=True):
                 shutil.rmtree(path)
                 logger.info("removed the old backup %s", path)

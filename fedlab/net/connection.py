@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import numpy as np
 
-from fedlab.clock import to_ms
 from fedlab.episode import Episode, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import transfer
-from fedlab.hub.frames import check_kinds
 from fedlab.net import protocol
 from fedlab.net.aggregates import AggregateCalls
-from fedlab.recall import Filter, check_ids, check_k
+from fedlab.recall import Filter, check_ids, check_k, check_queries
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
         Life,
         RetentionPreview,
         RetentionReport,
+        Schedule,
         Stats,
         TransferReport,
         VerifyReport,
@@ -59,7 +58,12 @@ T = TypeVar("T")
 class HubConnection(AggregateCalls):
     """What can be asked of a hub. Every method raises what the same method of `Hub` raises,
     and `HubUnavailable` where the hub cannot be reached in time.
+
+    Attributes:
+        url: Of the hub's server; None for an embedded hub.
     """
+
+    url: str | None = None
 
     @abc.abstractmethod
     async def call(self, method: str, params: protocol.Params) -> Any:
@@ -98,18 +102,51 @@ class HubConnection(AggregateCalls):
         vectors: bool = False,
     ) -> list[Memory]:
         """The k best memories for a query; `vectors=True` brings each episode's vector along."""
-        where = Filter.of(min_reward, since, until, task, agent_id)
-        params = protocol.Recall(
-            tenant_id=tenant_id,
-            text=query if isinstance(query, str) else None,
-            vector=None if query is None or isinstance(query, str) else to_vector(query),
-            k=check_k(k),
-            policy=policy,
-            vectors=vectors,
-            **msgspec.structs.asdict(where),
+        filters: dict[str, Any] = {
+            "min_reward": min_reward,
+            "since": since,
+            "until": until,
+            "task": task,
+            "agent_id": agent_id,
+        }
+        return (await self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters))[0]
+
+    async def recall_many(
+        self,
+        tenant_id: str,
+        queries: Sequence[str | Sequence[float] | npt.NDArray[Any] | None],
+        k: int = 10,
+        *,
+        policy: RecallPolicy | None = None,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        task: str | None = None,
+        agent_id: str | None = None,
+        vectors: bool = False,
+    ) -> list[list[Memory]]:
+        """As `recall`, for several queries at once: the memories of each."""
+        shared = {
+            "tenant_id": tenant_id,
+            "k": check_k(k),
+            "policy": policy,
+            "vectors": vectors,
+            **msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id)),
+        }
+        return await self.recall_each(
+            [
+                protocol.Recall(text=query, **shared)
+                if isinstance(query, str)
+                else protocol.Recall(vector=None if query is None else to_vector(query), **shared)
+                for query in check_queries(queries)
+            ]
         )
-        answer: list[Memory] = await self.call("recall", params)
-        return answer
+
+    async def recall_each(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
+        """The answers to requests that differ in their queries alone."""
+        if len(requests) == 1:
+            return [await self.call("recall", requests[0])]
+        return list(await asyncio.gather(*(self.call("recall", each) for each in requests)))
 
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts, shape (len(texts), dimension), float16."""
@@ -218,25 +255,6 @@ class HubConnection(AggregateCalls):
         frame: pl.DataFrame = await self.call("changes", params)
         return frame
 
-    async def tail(
-        self,
-        tenant_id: str | None = None,
-        *,
-        kinds: str | Sequence[str] | None = None,
-        actor: str | None = None,
-        since: datetime | int | None = None,
-        until: datetime | int | None = None,
-        before: int | None = None,
-        limit: int = 100,
-    ) -> pl.DataFrame:
-        """The end of the change log as a frame, newest first."""
-        times = {name: to_ms(at) for name, at in {"since": since, "until": until}.items() if at is not None}
-        params = protocol.Tail(
-            tenant_id=tenant_id, kinds=check_kinds(kinds), actor=actor, before=before, limit=limit, **times
-        )
-        frame: pl.DataFrame = await self.call("tail", params)
-        return frame
-
     async def watch(
         self, after: int, *, tenant_id: str | None = None, limit: int = 1_000, wait: float = 20.0
     ) -> list[Change]:
@@ -258,6 +276,25 @@ class HubConnection(AggregateCalls):
             base: The name of an earlier one there: then only what is new since is written.
         """
         answer: BackupManifest = await self.call("backup", protocol.Backup(name=name, base=base))
+        return answer
+
+    async def backups(self) -> pl.DataFrame:
+        """The backups in the server's directory as a frame, the newest first."""
+        frame: pl.DataFrame = await self.call("backups", protocol.Params())
+        return frame
+
+    async def verify_backup(self, name: str) -> BackupManifest:
+        """Have the server read all of a backup in its directory, and of those that it builds on, and check it.
+
+        Args:
+            name: As for `backup`.
+        """
+        answer: BackupManifest = await self.call("verify_backup", protocol.BackupName(name=name))
+        return answer
+
+    async def schedule(self) -> Schedule:
+        """What the hub's server does by itself, and when."""
+        answer: Schedule = await self.call("schedule", protocol.Params())
         return answer
 
     async def verify(self) -> VerifyReport:

@@ -25,6 +25,7 @@ from fedlab.hub.values import (
     Life,
     RetentionPreview,
     RetentionReport,
+    Schedule,
     Stats,
     VerifyReport,
 )
@@ -157,6 +158,10 @@ class Backup(Params, frozen=True, kw_only=True):
     base: Annotated[str, Meta(max_length=200)] | None = None
 
 
+class BackupName(Params, frozen=True, kw_only=True):  # noqa: D101
+    name: Annotated[str, Meta(max_length=200)]
+
+
 class Preview(ForTenant, frozen=True, kw_only=True):
     """As `Policy`; the tenant's own if none is given."""
 
@@ -283,6 +288,9 @@ METHODS: dict[str, Method] = {
     "lineage": Method(Lineage, Page, slow=True),
     "sample": Method(Sample, Page, slow=True),
     "backup": Method(Backup, BackupManifest, "admin", slow=True, whole_hub=True),
+    "backups": Method(Params, Page, "admin", slow=True, whole_hub=True),
+    "verify_backup": Method(BackupName, BackupManifest, "admin", slow=True, whole_hub=True),
+    "schedule": Method(Params, Schedule, "admin", whole_hub=True),
     "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
     "set_retention": Method(Policy, int, "admin", writes=True),
     "retention": Method(ForTenant, str),

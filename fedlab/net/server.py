@@ -21,6 +21,7 @@ from websockets.asyncio.server import serve as listen
 
 from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
+from fedlab.hub.values import Schedule
 from fedlab.net.backups import Backups
 from fedlab.net.commits import Commits
 from fedlab.net.discovery import Announcement, announce, is_loopback
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from fedlab.embedding import Embedder
     from fedlab.errors import FedlabError
+    from fedlab.hub.values import RetentionReport
     from fedlab.net.local import LocalConnection
     from fedlab.net.tokens import Identity
 
@@ -91,6 +93,7 @@ class HubServer:
         self._embedder = embedder
         self._tls = tls
         self._retention_interval = retention_interval
+        self._schedule = Schedule()
         self._make_backups = backups
         self._keep_forgotten = keep_forgotten
         self._identities: weakref.WeakKeyDictionary[ServerConnection, Identity] = weakref.WeakKeyDictionary()
@@ -178,7 +181,37 @@ class HubServer:
             # Looked at often: one that failed is tried again soon.
             self._every(min(BACKUP_LOOK, self.backups.interval), self.backups.make_due)
         if self._retention_interval is not None:
-            self._every(self._retention_interval, self.hub.apply_retention)
+            self._retained(None)
+            self._every(self._retention_interval, self._apply_retention)
+
+    def schedule(self) -> Schedule:
+        """What this server does by itself, and when."""
+        if self.backups is None:
+            return self._schedule
+        return msgspec.structs.replace(
+            self._schedule,
+            backup_directory=str(self.backups.directory),
+            backup_interval=self.backups.interval,
+            backup_keep=self.backups.keep,
+            backup_last_at=self.backups.last_at,
+        )
+
+    def _apply_retention(self) -> None:
+        try:
+            self._retained(self.hub.apply_retention())
+        except BaseException:
+            self._retained(None)  # when it is tried again
+            raise
+
+    def _retained(self, report: RetentionReport | None) -> None:
+        """Note what the last application of the policies did, and when the next one begins."""
+        interval, now = self._retention_interval, self.hub.clock.now()
+        assert interval is not None
+        self._schedule = msgspec.structs.replace(
+            self._schedule, retention_interval=interval, retention_next_at=now + int(interval * 1000)
+        )
+        if report is not None:
+            self._schedule = msgspec.structs.replace(self._schedule, retention_last_at=now, retention_last=report)
 
     async def close(self) -> None:
         """Stop accepting, finish what is under way, say goodbye, close the hub if it was opened here; idempotent."""

@@ -150,6 +150,7 @@ class Session:
             commits=server.commits,
             holders=server.holders,
             backups=server.backups,
+            schedule=server.schedule,
         )
 
     async def run(self) -> None:
@@ -289,7 +290,7 @@ class Session:
             stored = hub.put_soon(params.episodes, actor=self.identity.name, wake=commits.wake(params.episodes))
             commits.when_done(stored, call.finish)
         elif kind is Recall and self._local.is_quick(params):
-            self.answer(call, self._local.recall_now(params))
+            self.answer(call, self._local.recall_now([params])[0])
         else:
             self._start(self._work(call, params))
 

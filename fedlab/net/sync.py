@@ -75,6 +75,9 @@ class SyncConnection:
     watch = _blocking(HubConnection.watch)
     stats = _blocking(HubConnection.stats)
     backup = _blocking(HubConnection.backup)
+    backups = _blocking(HubConnection.backups)
+    verify_backup = _blocking(HubConnection.verify_backup)
+    schedule = _blocking(HubConnection.schedule)
     verify = _blocking(HubConnection.verify)
     set_retention = _blocking(HubConnection.set_retention)
     retention = _blocking(HubConnection.retention)
@@ -98,6 +101,11 @@ class SyncConnection:
     lineage = _blocking(HubConnection.lineage)
     sample = _blocking(HubConnection.sample)
     tail = _blocking(HubConnection.tail)
+
+    @property
+    def url(self) -> str | None:
+        """Of the hub's server; None for an embedded hub."""
+        return self._connection.url
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> Iterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""

@@ -25,12 +25,14 @@ True
 
 from fedlab.hub.schema import episodes
 from fedlab.retention.policies import Decay, Distinct, KeepForever, MaxAge, MaxBytes, MaxEpisodes, MinReward, Unused
-from fedlab.retention.policy import RetentionPolicy
+from fedlab.retention.policy import Both, Either, RetentionPolicy, Where
 from fedlab.retention.rows import Ids, Rows
 
 __all__ = [
+    "Both",
     "Decay",
     "Distinct",
+    "Either",
     "Ids",
     "KeepForever",
     "MaxAge",
@@ -40,5 +42,6 @@ __all__ = [
     "RetentionPolicy",
     "Rows",
     "Unused",
+    "Where",
     "episodes",
 ]

@@ -10,10 +10,11 @@ import numpy as np
 import sqlalchemy as sa
 
 from fedlab.errors import InvalidRequest
+from fedlab.hub.neighbours import FLOOR, SLACK
 from fedlab.hub.schema import episodes, recalls
 from fedlab.hub.sketches import unit
 from fedlab.recall import uniform
-from fedlab.retention.near import Nearness
+from fedlab.retention.near import PRECISION, Nearness, confirmed, outdone
 from fedlab.retention.policy import RetentionPolicy
 from fedlab.retention.rows import DAY, codes, newest_first
 
@@ -220,6 +221,11 @@ class Unused(RetentionPolicy, frozen=True):
             return old & ~sa.exists().where(recalls.c.episode_id == episodes.c.id)
         return np.setdiff1d(rows.ids(old), rows.uses(self.success)[0], assume_unique=True)
 
+    @property
+    def looks_at_recalls(self) -> bool:
+        """Where recalls count."""
+        return self.by == "recalled"
+
     def __str__(self) -> str:
         used = (
             "was ever recalled"
@@ -233,10 +239,10 @@ class Distinct(RetentionPolicy, frozen=True):
     """Of near-duplicates in one task only the best stays.
 
     From the best rewarded on (newer ones first among equals), an episode stays unless one that stays is so similar.
-    Vectors are compared within each task, by short sketches that the index keeps in RAM (`fedlab.retention.near`); they
-    themselves are read only where sketches are alike, and once each where there are no sketches yet, as after a start.
-    The time grows with the square of the episodes in a task, at about 2e-9 s for each two of them; of duplicates, only
-    those that stay count.
+    Vectors are compared within each task. The index knows which are near each other from a similarity of 0.9 on
+    (`fedlab.hub.neighbours`). In tasks that are very large or in which much is near, below 0.9, and where no index is
+    at hand, each is compared with each by a short sketch, which takes about 1e-9 s for each two; of duplicates, only
+    those that stay count then.
 
     Args:
         similarity: Cosine of the vectors, above 0 to 1, from which two are near-duplicates.
@@ -251,17 +257,41 @@ class Distinct(RetentionPolicy, frozen=True):
     def condemned(self, rows: Rows) -> Ids:
         """Those that are too similar to a better one."""
         ids, rewards, created_at, tasks = rows.columns(episodes.c.reward, episodes.c.created_at, episodes.c.task)
-        tasks = codes(tasks)
-        order = np.lexsort((-ids, -created_at, -rewards, tasks))
         few = len(ids) <= FEW
-        gone = [ids[:0]]
-        for start, end in _parts(tasks[order]):
-            part = ids[order[start:end]]
+        pairs, settled = (
+            self._known(rows, ids)
+            if not few and rows.index
+            else (np.zeros((2, 0), np.int64), np.zeros(len(ids), np.bool_))
+        )
+        some = np.unique(pairs)
+        some = some[np.lexsort((-ids[some], -created_at[some], -rewards[some]))]
+        place = np.zeros(len(ids), np.int64)
+        place[some] = np.arange(len(some))
+        gone = [ids[some[outdone(np.sort(place[pairs], axis=0), len(some))]]]
+
+        some = np.flatnonzero(~settled)
+        groups = codes(tasks[some])
+        order = np.lexsort((-ids[some], -created_at[some], -rewards[some], groups))
+        for start, end in _parts(groups[order]):
+            part = ids[some[order[start:end]]]
             short = unit(rows.vectors(part)) if few else rows.sketches(part)
             read = None if few else functools.partial(_read, rows, part)
-            kept = Nearness(short, read, self.similarity, tasks[order[start:end]]).distinct(np.arange(len(part)))
+            kept = Nearness(short, read, self.similarity, groups[order[start:end]]).distinct(np.arange(len(part)))
             gone.append(np.delete(part, kept))
         return np.concatenate(gone)
+
+    def _known(self, rows: Rows, ids: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The near pairs that the index knows, as positions among the ids, and for which ids it knows all."""
+        assert rows.index is not None
+        pairs, cosines, settled = rows.index.near(ids)
+        if self.similarity < FLOOR:
+            return pairs[:, :0], np.zeros(len(ids), np.bool_)
+        both = settled[pairs].all(axis=0)
+        sure = both & (cosines >= self.similarity + SLACK)
+        unsure = both & ~sure & (cosines >= self.similarity - SLACK)
+        least = self.similarity - PRECISION
+        rest = confirmed(pairs[:, unsure], lambda some: unit(rows.vectors(ids[some])), least)
+        return np.concatenate([pairs[:, sure], rest], axis=1), settled
 
     def __str__(self) -> str:
         return f"keep, in each task, the best of those with a similarity of {self.similarity:g} or more"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from fedlab.hub.schema import changes, episode_sources, episodes, listed, vectors
-from fedlab.hub.sketches import Sketches
+from fedlab.hub.sketches import basis, sketch, unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,9 +114,11 @@ class Rows:
 
     def sketches(self, ids: Ids) -> npt.NDArray[np.float32]:
         """Short unit vectors of episodes, in their order, no less similar to each other than the vectors are."""
-        sketches = Sketches() if self.index is None else self.index.sketches
+        if self.index is None:
+            made = unit(self.vectors(ids))
+            return sketch(made, basis(made))
         order = np.argsort(ids)
-        return sketches.of(ids[order], self.vectors)[np.argsort(order)]
+        return np.asarray(self.index.sketches(ids[order])[np.argsort(order)])
 
     @cached_property
     def vector_bytes(self) -> int:

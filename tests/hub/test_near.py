@@ -1,4 +1,4 @@
-"""Near-duplicates: what is found by sketches and boxes is what is found by comparing each with each."""
+"""Near-duplicates: what is found by sketches is what is found by comparing each with each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlab.hub.sketches import Sketches, unit
+from fedlab.hub import sketches
+from fedlab.hub.sketches import basis, sketch, unit
 from fedlab.retention import near
 from fedlab.retention.near import Nearness
 
@@ -50,13 +51,10 @@ def half_the_same(rng: np.random.Generator, n: int, dimension: int) -> np.ndarra
 )
 def test_what_stays_is_what_the_definition_says(seed, n, dimension, lying, similarity):
     vectors = lying(np.random.default_rng(seed), n, dimension).astype(np.float16)
-    sketches = Sketches()
-    sketches.add(np.arange(0, n, 2), vectors[::2])
-    short = sketches.of(np.arange(n), lambda ids: vectors[ids])
+    short = sketch(unit(vectors), basis(unit(vectors[::2])))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near, "LEAF", 64)
-        patch.setattr(near, "BOX", 16)
-        patch.setattr(near, "ACROSS", 100)
+        patch.setattr(sketches, "BLOCK", 16)
         kept = Nearness(short, lambda rows: vectors[rows], similarity).distinct(np.arange(n))
     assert kept.tolist() == by_definition(vectors, similarity)
 
@@ -79,7 +77,7 @@ def test_few_vectors_are_read_where_few_are_near():
         read.extend(rows.tolist())
         return vectors[rows]
 
-    sketches = Sketches().of(np.arange(5_000), lambda ids: vectors[ids])
-    assert Nearness(sketches, give, 0.98).distinct(np.arange(5_000)).tolist() == list(range(4_000))
+    short = sketch(unit(vectors), basis(unit(vectors)))
+    assert Nearness(short, give, 0.98).distinct(np.arange(5_000)).tolist() == list(range(4_000))
     assert {*range(1_000), *range(4_000, 5_000)} <= set(read)
     assert len(read) == len(set(read)) < 2_500

@@ -459,13 +459,16 @@ def test_a_preview_says_what_would_go_and_what_recall_would_be_and_changes_nothi
     assert preview.by_agent == {"a0": 5, "a1": 4}
     assert preview.by_age == {"30 to 90 days": 9}
     assert preview.by_reward == {"0.2 to 0.3": 9}
+    assert preview.kept_by_age == {"1 to 7 days": 10, "30 to 90 days": 1}
+    assert preview.kept_by_reward == {"0.2 to 0.3": 1, "0.9 and above": 10}
     assert preview.bytes == 9 * (6 + 100 + 2 + 768)
     # Of the query along the first axis nothing changes; that along the second loses nine of ten.
     assert preview.recall.queries == 2
     assert preview.recall.changed == 4.5
     assert preview.recall.reward_before == pytest.approx(0.6)
     assert preview.recall.reward_after == pytest.approx((10 * 0.95 + 0.25 + 9 * 0.95) / 20)
-    for sentence in ("9 of 20 episodes would go", "task 1 9", "1 stay because they are held", "0.600 →"):
+    said = ("9 of 20 episodes would go", "task 1 9", "1 stay because they are held", "0.600 →", "stays, by age: 1 to 7")
+    for sentence in said:
         assert sentence in str(preview)
     assert hub.episodes("acme").equals(before)
     assert hub.read_changes(limit=None) == log

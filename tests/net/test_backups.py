@@ -103,6 +103,64 @@ async def test_backups_asked_for_while_32_sockets_push_verify_and_hold_all_that_
     assert min(during) > 0
 
 
+async def test_the_backups_are_listed_and_checked_on_the_server(hub: Hub, tmp_path: Path, episode: Make):
+    hub.put(episode(1))
+    place = tmp_path / "backups"
+    async with fedlab.serve(hub, port=0, backup_dir=place) as server:
+        for json in (False, True):
+            async with fedlab.connect(server.url, json=json) as connection:
+                if not json:
+                    assert (await connection.backups()).is_empty()
+                    full = await connection.backup("full")
+                    await connection.put([episode(5), episode(6)])
+                    more = await connection.backup("more", base="full")
+                frame = await connection.backups()
+                assert frame["name"].to_list() == ["more", "full"]
+                assert frame["base"].to_list() == ["full", None]
+                assert frame["episodes"].to_list() == [3, 1]
+                assert frame["seq"].to_list() == [more.seq, full.seq]
+                assert frame["bytes"][1] == sum(file.bytes for file in full.files.values())
+                assert frame["scheduled"].to_list() == [False, False]
+                assert await connection.verify_backup("more") == more
+                for name in ("../full", "", "nothing"):
+                    with pytest.raises(fedlab.FedlabError):
+                        await connection.verify_backup(name)
+        (place / "full" / "hub.db").write_bytes(b"x" * (place / "full" / "hub.db").stat().st_size)
+        async with fedlab.connect(server.url) as connection:
+            with pytest.raises(fedlab.CorruptBackup, match="checksum"):
+                await connection.verify_backup("more")
+
+
+async def test_a_server_tells_its_schedule_to_an_admin(hub: Hub, tmp_path: Path, episode: Make, token: Any):
+    hub.put([episode(n) for n in range(10)])
+    hub.set_retention("acme", fedlab.MaxEpisodes(3))
+    async with (
+        fedlab.serve(
+            hub, port=0, backup_dir=tmp_path / "b", backup_interval=3600, backup_keep=2, retention_interval=0.05
+        ) as server,
+        fedlab.connect(server.url) as connection,
+    ):
+        await until(lambda: hub.stats().episodes == 3 and server.schedule().retention_last_at is not None)
+        told = await connection.schedule()
+        assert (told.retention_interval, told.backup_interval, told.backup_keep) == (0.05, 3600, 2)
+        assert told.backup_directory == str(tmp_path / "b")
+        assert told.retention_last is not None
+        assert told.retention_last_at is not None
+        assert told.retention_next_at is not None
+        assert told.retention_next_at - told.retention_last_at == 50
+        assert str(told) == f"retention is applied every 0.05 s; backups go to {tmp_path / 'b'}, every 3600 s"
+        async with fedlab.connect(server.url, token("acme", "admin")) as other:
+            for call in (other.schedule(), other.backups(), other.verify_backup("x")):
+                with pytest.raises(PermissionDenied):
+                    await call
+    async with fedlab.connect(hub) as connection:
+        assert str(await connection.schedule()) == (
+            "retention is not applied by itself; there is no directory for backups"
+        )
+        with pytest.raises(InvalidRequest, match="no directory for backups"):
+            await connection.backups()
+
+
 async def test_only_an_admin_of_the_whole_hub_may(hub: Hub, server: Any, token: Any, episode: Make):
     hub.put(episode(1))
     for tenant, role in (("acme", "observer"), ("acme", "agent"), ("acme", "admin")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,9 @@ from fedlab import (
     MaxEpisodes,
     MinReward,
     Random,
+    Recency,
     Reward,
+    Similarity,
     UnknownTenant,
 )
 from fedlab.net import HubConnection
@@ -60,6 +63,59 @@ async def test_recall_filters_and_policies_travel(connection: HubConnection, epi
     assert [memory.reward for memory in best] == [0.9, 0.9, 0.8, 0.8]
     assert len(await connection.recall("acme", None, k=99, policy=Random(seed=3), task="task 2")) == 6
     assert await connection.recall("acme", "x", k=5, agent_id="nobody") == []
+
+
+async def test_the_score_of_a_memory_is_the_sum_of_its_parts(connection: HubConnection, episode: Make, vector: Any):
+    now = time.time_ns() // 1_000_000
+    await connection.put([episode(n, vector=vector(n), created_at=now - n * 86_400_000) for n in range(1, 30)])
+    policy = Similarity(3) + 2 * Reward() + 0.5 * Recency(half_life_days=10)
+    for memory in await connection.recall("acme", vector(3), k=30, policy=policy):
+        parts = policy.parts(memory)
+        assert sum(parts.values()) == pytest.approx(memory.score)
+        assert parts["similarity"] == 3 * memory.similarity
+        assert parts["reward"] == 2 * memory.reward
+        assert parts["recency"] == pytest.approx(0.5 * 2 ** -((now - memory.created_at) / 864_000_000), rel=1e-4)
+    [memory] = await connection.recall("acme", vector(3), k=1)
+    assert Similarity().parts(memory) == {"similarity": memory.score}
+    either = Random(seed=1) + Recency()
+    [memory] = await connection.recall("acme", None, k=1, policy=either)
+    assert either.parts(memory) == {"recency + random": memory.score}
+
+
+async def test_several_queries_at_once_find_what_each_finds_alone(
+    connection: HubConnection, episode: Make, vector: Any
+):
+    await connection.put([episode(n, vector=vector(n), metadata={"n": [n]}) for n in range(40)])
+    queries = [vector(3), vector(8), vector(3)]
+    alone = [await connection.recall("acme", query, k=4, vectors=True) for query in queries]
+    many = await connection.recall_many("acme", queries, k=4, vectors=True)
+    assert many == alone
+    # What is found twice is given twice: who changes the one does not change the other.
+    many[0][0].metadata["n"].append("mine")
+    assert many[2][0].metadata == {"n": [3]}
+    texts = ["task 1\ninput 1", "task 2\ninput 2"]
+    alone = [await connection.recall("acme", text, k=2) for text in texts]
+    assert await connection.recall_many("acme", texts, k=2) == alone
+    assert [len(each) for each in await connection.recall_many("acme", [None, None], k=3, policy=Reward())] == [3, 3]
+    assert await connection.recall_many("acme", [], k=3) == []
+    with pytest.raises(InvalidRequest, match="sequence of texts or vectors"):
+        await connection.recall_many("acme", "task 1")
+
+
+async def test_who_asks_at_once_gets_his_own_answer_and_his_own_error(connection: HubConnection, episode: Make, vector):
+    await connection.put([episode(n, vector=vector(n)) for n in range(40)])
+    await connection.recall("acme", vector(0))
+    asked = [
+        connection.recall_many("acme", [vector(1), vector(2)], k=2),
+        connection.recall_many("acme", [vector(1), np.ones(3)], k=2),
+        connection.recall_many("nobody", [vector(1)] * 2, k=2),
+        connection.recall_many("acme", [vector(3)] * 60, k=2),
+    ]
+    first, second, third, fourth = await asyncio.gather(*asked, return_exceptions=True)
+    assert [each[0].input for each in first] == ["input 1", "input 2"]
+    assert isinstance(second, InvalidVector)
+    assert isinstance(third, UnknownTenant)
+    assert [each[0].input for each in fourth] == ["input 3"] * 60
 
 
 async def test_two_hundred_equal_episodes_all_come_back(connection: HubConnection, episode: Make):
@@ -210,6 +266,7 @@ async def test_a_preview_is_of_the_stored_policy_unless_another_is_given(connect
     assert own.policy == str(await connection.retention("acme"))
     assert own.removed + own.kept == 10
     assert sum(own.by_task.values()) == sum(own.by_age.values()) == sum(own.by_reward.values()) == own.removed > 0
+    assert sum(own.kept_by_age.values()) == sum(own.kept_by_reward.values()) == own.kept
     assert own.recall is not None
     assert own.recall.queries == 1
     assert (other.removed, other.policy) == (0, "keep everything forever")

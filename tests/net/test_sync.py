@@ -46,6 +46,24 @@ def test_calls_wait_for_their_results(connection: SyncConnection, episode: Make)
         connection.recall("nobody", "x")
 
 
+def test_aggregates_are_the_hubs_own(connection: SyncConnection, hub: Hub, episode: Make):
+    connection.put([episode(n, id=f"e{n}", sources=(f"e{n - 1}",), metadata={"generation": n}) for n in range(10)])
+    hub.spawn_agent("acme", "a", lifetime=60)
+    for name, arguments in {
+        "growth": {"by": "generation"},
+        "rewards": {"by": ("task", "time")},
+        "reward_summary": {"by": "generation"},
+        "lives": {},
+        "tail": {"kinds": "episode_stored"},
+        "credit": {"by": "generation"},
+        "lineage": {"episode_id": "e4"},
+        "sample": {"n": 3},
+    }.items():
+        theirs, ours = (getattr(each, name)("acme", **arguments) for each in (connection, hub))
+        assert theirs.equals(ours)
+        assert not ours.is_empty()
+
+
 def test_a_subscription_is_a_plain_iterator(connection: SyncConnection, episode: Make):
     changes = connection.subscribe()
     made = episode(1)

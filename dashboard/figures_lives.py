@@ -1,0 +1,121 @@
+"""Figures of lives: when agents lived, what they exchanged with the hub, and who learned from whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from dashboard.look import plain
+from fedlab.plots import OKABE_ITO, blank
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ENDS = {"alive": "#009E73", "destroyed": "#0072B2", "expired": "#E69F00", "crashed": "#D55E00"}
+"""How a life ended, and its colour."""
+
+
+def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
+    """A line for each life, from its spawn to its end.
+
+    Args:
+        lives: As `lives` gives it.
+        zone: The reader's time zone.
+    """
+    figure = blank("Lives, from spawn to death", f"time ({zone})", "agents, the first at the bottom", "end")
+    rows = lives.sort("spawned_at").with_row_index("place")
+    now = max(each for name in ("spawned_at", "ended_at") for each in rows[name].drop_nulls().to_list())
+    times = [_time(name, zone) for name in ("spawned_at", "ended_at")]
+    rows = rows.with_columns(pl.col("ended_at").fill_null(now)).with_columns(times)
+    for status, colour in ENDS.items():
+        some = rows.filter(pl.col("status") == status)
+        xs: list[object] = []
+        ys: list[int | None] = []
+        names: list[str | None] = []
+        for place, agent_id, begun, ended in some.select("place", "agent_id", "spawned_at", "ended_at").iter_rows():
+            xs += [begun, ended, None]
+            ys += [place, place, None]
+            names += [plain(agent_id), plain(agent_id), None]
+        if xs:
+            figure.add_scatter(
+                x=xs,
+                y=ys,
+                customdata=names,
+                name=status,
+                mode="lines+markers",
+                line={"color": colour, "width": 3},
+                marker={"size": 5},
+                hovertemplate="%{customdata}: %{x}",
+            )
+    figure.update_layout(hovermode="closest", height=min(900, 320 + 3 * len(rows)))
+    figure.update_yaxes(showticklabels=False)
+    return figure
+
+
+def exchange(lives: pl.DataFrame, zone: str) -> go.Figure:
+    """What each life pulled (down) and pushed (up), at its beginning.
+
+    Args:
+        lives: As `lives` gives it.
+        zone: The reader's time zone.
+    """
+    figure = blank("Pulled and pushed by each life", f"spawned, time ({zone})", "episodes", "direction")
+    rows = lives.sort("spawned_at")
+    x = rows.select(_time("spawned_at", zone)).to_series().to_list()
+    names = [plain(each) for each in rows["agent_id"]]
+    for name, sign, colour in (("pushed", 1, OKABE_ITO[2]), ("pulled", -1, OKABE_ITO[3])):
+        figure.add_scatter(
+            x=x,
+            y=(sign * rows[name]).to_list(),
+            name=name,
+            mode="markers",
+            marker={"color": colour, "size": 7, "opacity": 0.7},
+            customdata=[[each, count] for each, count in zip(names, rows[name], strict=True)],
+            hovertemplate="%{customdata[0]}: %{customdata[1]:,}",
+        )
+    figure.add_hline(y=0, line_width=1)
+    figure.update_layout(hovermode="closest")
+    return figure
+
+
+def credit(frame: pl.DataFrame, by: str) -> go.Figure:
+    """Whose episodes others were made from, as flows.
+
+    Args:
+        frame: As `credit` gives it.
+        by: "generation" or "agent".
+    """
+    import plotly.graph_objects as go
+
+    unknown = "not known"
+    names = sorted({*frame["source"].to_list(), *frame["target"].to_list()} - {None})
+    order = {name: place for place, name in enumerate([*names, None])}
+    label = [f"generation {name}" if by == "generation" else plain(name) for name in names] + [unknown]
+    rewards = frame["mean_reward"].fill_null(0.0)
+    low, high = min(rewards.to_list()), max(rewards.to_list())
+    shade = [0.15 + 0.6 * ((value - low) / (high - low) if high > low else 0.5) for value in rewards]
+    sankey = go.Sankey(
+        node={"label": label, "color": [OKABE_ITO[place % len(OKABE_ITO)] for place in range(len(label))], "pad": 12},
+        link={
+            "source": [order[each] for each in frame["source"]],
+            "target": [order[each] for each in frame["target"]],
+            "value": frame["count"].to_list(),
+            "color": [f"rgba(0,114,178,{alpha:.2f})" for alpha in shade],
+            "customdata": [[value, count] for value, count in zip(rewards, frame["episodes"], strict=True)],
+            "hovertemplate": "%{source.label} → %{target.label}: %{value:,} sources of %{customdata[1]:,} episodes,"
+            " mean reward %{customdata[0]:.3f}<extra></extra>",
+        },
+    )
+    figure = go.Figure(sankey)
+    figure.update_layout(
+        title={"text": f"Credit between {by}s: whose memories were used (the darker, the more reward)"},
+        font={"size": 13},
+        height=max(360, 60 + 22 * len(label)),
+    )
+    return figure
+
+
+def _time(column: str, zone: str) -> pl.Expr:
+    """A column of ms UTC as times in a zone."""
+    return pl.from_epoch(pl.col(column), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)

@@ -1,0 +1,186 @@
+"""The dashboard in a real Chromium, on real hubs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from dashboard import PAGES
+from fedlab import Episode, MaxEpisodes, RetentionPolicy, connect_sync
+from fedlab.net import load_key, make_token
+from tests.dashboard import browsers
+from tests.dashboard.browsers import PATIENCE, Visitor, wait_for_health
+from tests.dashboard.conftest import ROOT
+from tests.processes import HubProcess, free_port
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsers.browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lively_hub: Path) -> Iterator[HubProcess]:
+    """A running hub in which four generations of three tenants lived."""
+    browsers.require()
+    monkeypatch.setenv("FEDLAB_RUNTIME_DIR", str(tmp_path / "runtime"))
+    shutil.copytree(lively_hub, tmp_path / "hub")
+    with HubProcess(tmp_path / "hub", options=["--backup-dir", str(tmp_path / "backups")]) as process:
+        yield process
+
+
+@pytest.fixture
+def url(hub: HubProcess, tmp_path: Path) -> Iterator[str]:
+    with browsers.dashboard(tmp_path, hub.url) as url:
+        yield url
+
+
+def test_every_page_opens_without_an_error(browser: Browser, url: str):
+    visitor = Visitor(browser, url)
+    visitor.go()
+    for name, (title, _) in PAGES.items():
+        visitor.click(title)
+        visitor.keep(name)
+        visitor.check()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
+def test_every_page_opens_by_its_address_narrow_and_dark(browser: Browser, url: str, width: int, dark: bool):
+    visitor = Visitor(browser, url, width=width, dark=dark)
+    for name in PAGES:
+        visitor.go("" if name == "overview" else name)
+        visitor.keep(f"{name}-{'dark' if dark else 'narrow'}")
+        visitor.check()
+        # Nothing is wider than the window: no page is pushed sideways.
+        assert visitor.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
+
+
+def test_growth_is_seen_while_agents_push_in_two_windows(browser: Browser, url: str, hub: HubProcess):
+    one, other = Visitor(browser, url), Visitor(browser, url)
+    for visitor in (one, other):
+        visitor.go()
+    before = one.metric("Episodes")
+    with connect_sync(hub.url) as connection:
+        for number in range(3):
+            connection.put(
+                Episode(tenant_id="acme", agent_id="late", task="t", input=str(number), output="o", reward=0.5)
+            )
+    for visitor in (one, other):
+        value = visitor.page.get_by_test_id("stMetric").filter(has_text="Episodes").get_by_test_id("stMetricValue")
+        expect(value.first).to_have_text(f"{before + 3:,}", timeout=PATIENCE)
+        visitor.check()
+
+
+def test_a_hub_that_is_killed_and_comes_back_does_not_end_the_session(browser: Browser, url: str, hub: HubProcess):
+    visitor = Visitor(browser, url)
+    visitor.go()
+    before = visitor.metric("Episodes")
+    hub.kill()
+    visitor.page.get_by_text("The hub does not answer").first.wait_for()
+    visitor.keep("hub-away")
+    hub.start()
+    expect(visitor.page.get_by_text("The hub does not answer")).to_have_count(0, timeout=PATIENCE)
+    visitor.page.get_by_test_id("stMetric").first.wait_for()
+    assert visitor.metric("Episodes") == before
+    visitor.check()
+
+
+def test_the_what_if_equals_the_preview_and_applies_only_by_the_typed_name(browser: Browser, url: str, hub: HubProcess):
+    visitor = Visitor(browser, url)
+    page = visitor.go("retention?tenants=acme&policy=MaxEpisodes(n=20)")
+    with connect_sync(hub.url) as connection:
+        first = connection.preview_retention("acme", MaxEpisodes(20)).removed
+        assert visitor.metric("Would go") == first > 0
+        text = page.get_by_role("textbox", name="Policy")
+        page.get_by_role("slider").first.press("ArrowRight")
+        expect(text).not_to_have_value("MaxEpisodes(n=20)", timeout=PATIENCE)
+        second = connection.preview_retention("acme", RetentionPolicy.parse(text.input_value())).removed
+        assert second != first
+        expect(page.get_by_test_id("stMetricValue").first).to_have_text(f"{second:,}", timeout=PATIENCE)
+        visitor.settle()
+        page.get_by_role("button", name="Apply now").click()
+        sure = page.get_by_role("button", name=f"Forget {second:,} episodes")
+        expect(sure).to_be_disabled(timeout=PATIENCE)
+        name = page.get_by_label("Type the tenant's name")
+        name.fill("globex")
+        expect(sure).to_be_disabled()
+        name.fill("acme")
+        expect(sure).to_be_enabled(timeout=PATIENCE)
+        visitor.keep("retention-question")
+        before = connection.stats("acme").episodes
+        sure.click()
+        page.get_by_text("episodes were forgotten").wait_for()
+        assert connection.stats("acme").episodes == before - second
+    visitor.check()
+
+
+def test_an_observer_sees_its_tenant_and_no_other(browser: Browser, tmp_path: Path, hub: HubProcess):
+    with connect_sync(hub.url) as connection:
+        hub_id = connection.info().hub_id
+    token = make_token(load_key(hub.data / "hub.key"), hub_id, "acme", "observer", None, 3600)
+    with browsers.dashboard(tmp_path, hub.url, own_rights=False) as url:
+        visitor = Visitor(browser, url)
+        page = visitor.go()
+        page.get_by_text("a token is needed").first.wait_for()
+        field = page.get_by_role("textbox", name="Token")
+        field.fill(token)
+        field.press("Enter")
+        page.get_by_test_id("stMetric").first.wait_for()
+        assert visitor.metric("Episodes") == 72
+        for name, (title, _) in PAGES.items():
+            page = visitor.click(title)
+            assert "globex" not in page.locator("body").inner_text(), name
+            assert page.get_by_role("button", name="Apply now").count() == 0
+            visitor.check()
+        # The address of a view of another tenant, in the same session: the token is kept by the session alone.
+        page.evaluate("history.pushState({}, '', '/rewards?tenants=globex&tenant=globex')")
+        page.evaluate("window.dispatchEvent(new PopStateEvent('popstate'))")
+        visitor.settle()
+        assert "globex" not in page.locator("[data-testid=stMain]").inner_text()
+
+
+def test_a_stored_script_shows_as_text(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile_hub: Path
+):
+    monkeypatch.setenv("FEDLAB_RUNTIME_DIR", str(tmp_path / "runtime"))
+    with browsers.dashboard(tmp_path, hostile_hub) as url:
+        visitor = Visitor(browser, url)
+        for name in PAGES:
+            page = visitor.go("" if name == "overview" else name)
+            assert page.title() != "broken into"
+            assert page.locator("[data-testid=stMain] script").count() == 0
+            visitor.check()
+        # Tasks are the groups of this chart: what was stored stands there, letter for letter.
+        page = visitor.go("rewards?groups=task")
+        page.locator(".js-plotly-plot text").first.wait_for()
+        assert "<script>" in page.locator("[data-testid=stMain]").inner_html().replace("&lt;", "<").replace("&gt;", ">")
+
+
+def test_without_a_target_there_is_a_hub_that_fills_itself(browser: Browser, tmp_path: Path):
+    port = free_port()
+    command = [sys.executable, "-m", "fedlab", "dashboard", "--no-browser", "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "FEDLAB_RUNTIME_DIR": str(tmp_path / "runtime")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        wait_for_health(port)
+        visitor = Visitor(browser, f"http://127.0.0.1:{port}")
+        page = visitor.go()
+        tenants = page.get_by_test_id("stMetric").filter(has_text="Tenants").get_by_test_id("stMetricValue")
+        expect(tenants.first).to_have_text("4", timeout=3 * PATIENCE)
+        assert visitor.metric("Agents alive") > 0
+        visitor.check()
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+    assert process.wait(60) == 0
+    assert not list(tmp_path.glob("fedlab-dashboard-*"))  # the hub has ended, and its directory is gone
