@@ -13,6 +13,8 @@ from dashboard import figures, look, rates, sources
 from fedlab.retention import KeepForever
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedlab.hub.values import HubInfo, Schedule
 
 # Changes that a text is searched in, and what is shown of them.
@@ -42,7 +44,7 @@ def page() -> None:
     """One section at a time; those that the hub would refuse are not offered."""
     info = sources.hub()
     whole = info.role == "admin" and info.tenant_id is None
-    sections = {"Requests": _requests, "Log": _log, "Retention": _retention}
+    sections: dict[str, Callable[[HubInfo], None]] = {"Requests": _requests, "Log": _log, "Retention": _retention}
     if whole:
         sections |= {"Backups": _backups, "Erasures": _erasures}
     if sources.connection().url is None:

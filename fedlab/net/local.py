@@ -88,7 +88,7 @@ class LocalConnection(HubConnection):
             arguments["actor"] = self.actor
         if method == "schedule":
             return self._schedule()
-        work = self._place().frame if method == "backups" else getattr(hub, method)
+        work: Callable[..., Any] = self._place().frame if method == "backups" else getattr(hub, method)
         result = await asyncio.to_thread(work, **arguments)
         return result.to_json() if isinstance(result, RetentionPolicy) else result
 
