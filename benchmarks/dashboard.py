@@ -76,7 +76,7 @@ def main(rows: int = 100_000) -> list[tuple]:
             first = paint(visitor, "")
             paints = {page: paint(visitor, "" if page == "overview" else page) for page in PAGES}
             slowest = max(paints, key=paints.__getitem__)
-            slider = move_slider(visitor)
+            slider = move_slider(visitor, rows // TENANTS // 2)
             quiet = recall_p95(process.url)
             busy = while_watched(chromium, url, process.url)
             used = memory(url.pid)
@@ -89,9 +89,9 @@ def main(rows: int = 100_000) -> list[tuple]:
     ]
 
 
-def move_slider(visitor: browsers.Visitor) -> float:
+def move_slider(visitor: browsers.Visitor, kept: int) -> float:
     """Seconds until the numbers of the what-if have followed, the median of ten moves."""
-    page = visitor.go("retention?tenants=tenant-00&policy=MaxEpisodes(n=20000)")
+    page = visitor.go(f"retention?tenants=tenant-00&policy=MaxEpisodes(n={kept})")
     times = []
     for _ in range(10):
         shown = page.get_by_test_id("stMetricValue").first.inner_text()
