@@ -106,7 +106,7 @@ async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         # A thread that comes back from a commit waits for the interpreter's lock no longer than this.
-        sys.setswitchinterval(float(__import__("os").environ.get("SWI", "0.0005")))
+        sys.setswitchinterval(0.0005)
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
         warm = asyncio.create_task(asyncio.to_thread(_warm_up, server.hub))
         await server.until_signal()
