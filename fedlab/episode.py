@@ -117,7 +117,7 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
     return vector
 
 
-class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults=True):
+class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults=True, gc=False):
     """One attempt at a task: what was asked, what was answered, how well it went.
 
     Args:
@@ -212,7 +212,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
         return hash((self.tenant_id, self.id))
 
 
-class StoredEpisode(Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True):
+class StoredEpisode(Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True, gc=False):
     """An episode as a hub gives it: it was checked when it was stored, and is not checked again.
 
     What is made of one with other values is checked when it is put into a hub.
@@ -229,7 +229,7 @@ else:
 """How what comes from a hub is read: to its users it is an `Episode`."""
 
 
-class Memory(msgspec.Struct, frozen=True):
+class Memory(msgspec.Struct, frozen=True, gc=False):
     """An episode as it was recalled; the episode's fields can be read directly: `memory.output`.
 
     Args:
@@ -280,7 +280,10 @@ def metadata_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as canonical JSON: the same object always gives the same text."""
     if not metadata:
         return "{}"
-    return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return _canonical(metadata)
+
+
+_canonical = json.JSONEncoder(sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _rows(episode: Episode) -> list[tuple[str, object]]:

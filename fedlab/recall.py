@@ -221,6 +221,17 @@ def check_ids(ids: object, most: int | None = MAX_IDS) -> list[str]:
     raise InvalidRequest(f"ids must be a sequence of {limit}episode ids{way_out}", field="ids")
 
 
+def check_queries(queries: object) -> list[Any]:
+    """`queries` as a list, if there may be several.
+
+    Raises:
+        InvalidRequest: If it is one text, or nothing that can be gone through.
+    """
+    if isinstance(queries, Iterable) and not isinstance(queries, (str, bytes)):
+        return list(queries)
+    raise InvalidRequest(f"queries are a sequence of texts or vectors, not {queries!r:.80}", field="queries")
+
+
 def best(score: Floats, created_at: Integers, ids: Integers, k: int) -> Integers:
     """Positions of the k largest scores: larger first, then newer, then the larger id.
 

@@ -70,55 +70,61 @@ class Session:
         self._closed = False
         self._over: AgentExpired | None = None
 
-    async def recall(self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter) -> list[Memory]:
-        """The k best memories of hub and RAM together; of RAM alone while the hub is away."""
+    async def recall(
+        self, questions: Sequence[str | Vector | None], k: int, policy: RecallPolicy, where: Filter
+    ) -> list[list[Memory]]:
+        """For each question the k best memories of hub and RAM together; of RAM alone while the hub is away."""
         try:
-            return await self._ask_hub(question, k, policy, where)
+            return await self._ask_hub(questions, k, policy, where)
         except HubUnavailable as error:
             log.info("agent %s searches its RAM alone: %s", self.name, error)
-        vector = await self._vector_of(question, self._embed_here)
-        return self.memory.search(vector, k, policy, where, self._clock.now())
+        vectors = await self._vectors_of(questions, self._embed_here)
+        return [self.memory.search(vector, k, policy, where, self._clock.now()) for vector in vectors]
 
     async def _ask_hub(
-        self, question: str | Vector | None, k: int, policy: RecallPolicy, where: Filter
-    ) -> list[Memory]:
-        own: list[Memory] = []
+        self, questions: Sequence[str | Vector | None], k: int, policy: RecallPolicy, where: Filter
+    ) -> list[list[Memory]]:
+        own: list[list[Memory]] = [[]] * len(questions)
         if self.memory.waiting:
             # Before the hub is asked: what is pushed meanwhile is found in either place, or in both.
-            question = await self._vector_of(question, self._hub.embed, unsynced=True)
-            own = self.memory.search(question, k, policy, where, self._clock.now(), unsynced=True)
+            questions = vectors = await self._vectors_of(questions, self._hub.embed, unsynced=True)
+            now = self._clock.now()
+            own = [self.memory.search(vector, k, policy, where, now, unsynced=True) for vector in vectors]
         filters = {name: getattr(where, name) for name in where.__struct_fields__}
-        recalled = await self._hub.recall(self._tenant_id, question, k, policy=policy, vectors=True, **filters)
+        recalled = await self._hub.recall_many(self._tenant_id, questions, k, policy=policy, vectors=True, **filters)
         if self._closed:
-            return []
-        self._given += len(recalled)
-        found = [memory for memory in recalled if not self.memory.is_forgotten(memory.episode.id)]
-        self.memory.hold(memory.episode for memory in found)
-        known = {memory.episode.id for memory in found}
-        own = [memory for memory in own if memory.episode.id not in known]
+            return [[] for _ in questions]
+        self._given += sum(map(len, recalled))
+        found = [[each for each in memories if not self.memory.is_forgotten(each.episode.id)] for memories in recalled]
+        self.memory.hold(each.episode for memories in found for each in memories)
+        return [self._merged(*each, k) for each in zip(own, found, strict=True)]
+
+    def _merged(self, own: list[Memory], found: list[Memory], k: int) -> list[Memory]:
+        """What RAM and hub gave for one question."""
         if not own:
             return found
+        known = {memory.episode.id for memory in found}
+        both = [memory for memory in own if memory.episode.id not in known] + found
         # The sort is stable: what the hub ranks equal stays in its order.
-        merged = sorted(own + found, key=lambda memory: (-memory.score, -self.memory.created_at(memory.episode)))
-        return merged[:k]
+        return sorted(both, key=lambda each: (-each.score, -self.memory.created_at(each.episode)))[:k]
 
-    async def _vector_of(
+    async def _vectors_of(
         self,
-        question: str | Vector | None,
+        questions: Sequence[str | Vector | None],
         embed: Callable[[Sequence[str]], Awaitable[npt.NDArray[Any]]],
         *,
         unsynced: bool = False,
-    ) -> Vector | None:
-        """The question's vector; on the way, RAM learns the vectors of episodes that have none."""
-        if question is None:
-            return None
-        while True:  # episodes may be stored while texts are embedded
-            texts = self.memory.missing(unsynced=unsynced)
-            if isinstance(question, str) and self.memory.vector_of(question) is None:
-                texts = list(dict.fromkeys([question, *texts]))
+    ) -> list[Vector | None]:
+        """The questions' vectors; on the way, RAM learns the vectors of episodes that have none."""
+        asked = [question for question in questions if isinstance(question, str)]
+        # Where nothing is compared, nothing is needed.
+        while any(question is not None for question in questions):  # episodes may be stored while texts are embedded
+            missing = self.memory.missing(unsynced=unsynced)
+            texts = list(dict.fromkeys([*(each for each in asked if self.memory.vector_of(each) is None), *missing]))
             if not texts:
-                return self.memory.vector_of(question) if isinstance(question, str) else question
+                break
             self.memory.learn(texts, await embed(texts))
+        return [self.memory.vector_of(each) if isinstance(each, str) else each for each in questions]
 
     async def _embed_here(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts by the hub's embedder, loaded in this process."""

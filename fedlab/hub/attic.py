@@ -65,6 +65,11 @@ def bring_back(connection: sa.Connection, seq: int) -> set[int]:
     return back
 
 
+def holds_older(connection: sa.Connection, before: int) -> bool:
+    """Whether `purge` would find something."""
+    return connection.scalar(sa.select(attic.c.id).where(attic.c.forgotten_at <= before).limit(1)) is not None
+
+
 def purge(connection: sa.Connection, before: int) -> int:
     """Remove up to `BATCH` episodes that were forgotten at or before a time (ms UTC); returns how many."""
     old = sa.select(attic.c.id).where(attic.c.forgotten_at <= before).limit(BATCH)

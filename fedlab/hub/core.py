@@ -110,6 +110,9 @@ class HubCore:
     def purge_forgotten(self) -> int:
         """Remove the content of what was forgotten longer than `keep_forgotten` ago; returns of how many episodes."""
         before = self.clock.now() - self.keep_forgotten // timedelta(milliseconds=1)
+        with self._reading() as connection:
+            if not attic.holds_older(connection, before):
+                return 0
         purged = 0
         while number := self._writer.run(lambda tx: attic.purge(tx.connection, before), attic.BATCH):
             purged += number

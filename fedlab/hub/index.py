@@ -11,6 +11,7 @@ crashes if one is cleared or loaded under a search.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from dataclasses import dataclass, replace
@@ -39,6 +40,10 @@ TAIL = 4_096
 FEW = 2_000
 """Up to here the rows that pass a filter are all compared, whatever the graph would say."""
 CHUNK = 5_000
+TOGETHER = 64
+"""Queries that are compared with all rows at once."""
+MARGIN = 1e-4
+"""More than rounding can make of a cosine."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -155,6 +160,17 @@ class TenantIndex:
             # 200,000 takes 8 ms (usearch 2.26), ten times the time of others, and the flag does it as well.
             self.dead += len(rows)
 
+    def compacted(self) -> TenantIndex:
+        """The same index without the rows that were taken out; there must be no graph."""
+        view = self._view
+        rows = np.flatnonzero(view.alive[: view.n])
+        fresh = TenantIndex(self.dimension)
+        fresh._tasks, tasks = _recoded(self._tasks, view.tasks[rows])
+        fresh._agents, agents = _recoded(self._agents, view.agents[rows])
+        kept = {name: getattr(view, name)[rows] for name in ("ids", "rewards", "created_at", "alive", "tail")}
+        fresh._view = replace(view, n=len(rows), tasks=tasks, agents=agents, **kept)
+        return fresh
+
     def move_to_graph(self, graph_type: type[Graph], stop: threading.Event) -> None:
         """Move the tail into the graph, if it is long; searches and changes go on meanwhile."""
         while not stop.is_set():
@@ -177,10 +193,16 @@ class TenantIndex:
                 self._view = replace(now, first=end, tail=left, graph=graph)
 
     def search(self, query: Array | None, k: int, policy: RecallPolicy, where: Filter, now: int) -> list[Hit]:
-        """The k best rows.
+        """As `search_many`, for one query of shape (dimension,)."""
+        return self.search_many(None if query is None else query[None], k, policy, where, now)[0]
+
+    def search_many(
+        self, queries: Array | None, k: int, policy: RecallPolicy, where: Filter, now: int
+    ) -> list[list[Hit]]:
+        """The k best rows for each query, which do not depend on what else is asked with it.
 
         Args:
-            query: Shape (dimension,); None if the policy needs none.
+            queries: Shape (m, dimension); None if the policy needs none, and then there is one list of rows.
             k: How many; fewer come back only where fewer match.
             policy: Ranks them.
             where: What may be returned.
@@ -188,28 +210,22 @@ class TenantIndex:
         """
         view = self._view
         if view.n == 0:
-            return []
-        vector = None if query is None else _unit_vector(query)
-        if vector is not None and where.passes_all and policy.only_similarity and view.first:
-            # No column is looked at whole: that would take ten times the time of the search.
-            return _search_graph(view, vector, k, policy, None, view.n - self.dead)
-        if vector is not None and where.passes_all and policy.only_similarity:
-            similarity = view.tail[: view.n] @ vector
-            if self.dead:
-                similarity[~view.alive[: view.n]] = -np.inf
-            top = best(similarity, view.created_at[: view.n], view.ids[: view.n], k)
-            found = similarity[top].astype(np.float64)
-            return _hits(view, top, found, policy.similarity * found)
+            return [[] for _ in ([0] if queries is None else queries)]
+        vectors = None if queries is None else np.stack([_unit_vector(query) for query in queries])
+        if vectors is not None and where.passes_all and policy.only_similarity:
+            # No column is looked at whole: with a graph, that would take ten times the time of the search.
+            return _search(view, vectors, k, policy, None, view.n - self.dead)
         mask = self._mask(view, where)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
             base[~mask] = -np.inf
-        if vector is None or not policy.similarity:
+        if vectors is None or not policy.similarity:
             top = best(base, view.created_at[: view.n], view.ids[: view.n], k)
-            similarity = np.zeros(len(top)) if vector is None else _similarities(view, vector, top)
-            return _hits(view, top, similarity, base[top])
-        matching = view.n if mask is None else int(np.count_nonzero(mask))
-        return _search(view, vector, k, policy, base, matching)
+            similar = (
+                [np.zeros(len(top))] if vectors is None else [_similarities(view, top, each[None]) for each in vectors]
+            )
+            return [_hits(view, top, similarity, base[top]) for similarity in similar]
+        return _search(view, vectors, k, policy, base, view.n if mask is None else int(np.count_nonzero(mask)))
 
     def compare(self, queries: Sequence[Array], k: int, without: Array) -> list[tuple[list[Hit], list[Hit]]]:
         """What each query finds by similarity, and what it would find if some rows (ascending ids) were gone."""
@@ -220,11 +236,9 @@ class TenantIndex:
         for gone in (without[:0], without):
             kept[_rows_of(view, gone)] = False
             bases.append((np.where(kept, 0.0, -np.inf), int(np.count_nonzero(kept))))
-        before, after = bases
-        return [
-            (_search(view, each, k, SIMILARITY, *before), _search(view, each, k, SIMILARITY, *after))
-            for each in unit(queries)
-        ]
+        vectors = unit(queries)
+        before, after = (_search(view, vectors, k, SIMILARITY, *each) for each in bases)
+        return list(zip(before, after, strict=True))
 
     def describe(self, ids: Array) -> Columns:
         """What is known of rows (ascending ids); of those that are not there, nothing."""
@@ -293,14 +307,39 @@ class TenantIndex:
         return replace(view, **changed) if changed else view
 
 
-def _search(view: View, vector: Array, k: int, policy: RecallPolicy, base: Array, matching: int) -> list[Hit]:
-    """The k best rows by similarity and `base`, which is -inf where a row must not be found."""
+def _search(
+    view: View, vectors: Array, k: int, policy: RecallPolicy, base: Array | None, matching: int
+) -> list[list[Hit]]:
+    """The k best rows for each of some unit vectors, by similarity and `base`, which is -inf where a row must not be
+    found; None stands for zero where a row is alive.
+    """
     if view.first:
-        return _search_graph(view, vector, k, policy, base, matching)
-    similarity = (view.tail[: view.n] @ vector).astype(np.float64)
-    score = base + policy.similarity * similarity
-    top = best(score, view.created_at[: view.n], view.ids[: view.n], k)
-    return _hits(view, top, similarity[top], score[top])
+        return [_search_graph(view, each, k, policy, base, matching) for each in vectors]
+    n = view.n
+    dead = None if base is not None or matching == n else ~view.alive[:n]
+    found: list[list[Hit]] = []
+    for start in range(0, len(vectors), TOGETHER):
+        part = vectors[start : start + TOGETHER]
+        score = part @ view.tail[:n].T
+        if base is not None:
+            score = base + policy.similarity * score
+        elif dead is not None:
+            score[:, dead] = -np.inf
+        # The last digits of a product of matrices depend on their shapes: it only says which rows are looked at.
+        margin = MARGIN * (1 if base is None else abs(policy.similarity))
+        least = np.partition(score, n - k, axis=1)[:, n - k, None] - margin if n > k else -np.inf
+        which, rows = np.divmod(np.flatnonzero(score >= np.maximum(least, np.finfo(score.dtype).min)), n)
+        similarity = _similarities(view, rows, part, which)
+        exact = policy.similarity * similarity
+        if base is not None:
+            exact += base[rows]
+        order = np.lexsort((-view.ids[rows], -view.created_at[rows], -exact, which))
+        counts = np.bincount(which, minlength=len(part))
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        order = order[np.arange(len(order)) - first < k]
+        hits = iter(_hits(view, rows[order], similarity[order], exact[order]))
+        found += [list(itertools.islice(hits, count)) for count in np.minimum(counts, k).tolist()]
+    return found
 
 
 def _search_graph(
@@ -351,7 +390,7 @@ def _most_similar(view: View, vector: Array, wanted: int) -> tuple[Array, float]
 
 def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolicy, base: Array | None) -> list[Hit]:
     """The k best of some rows, by their exact scores."""
-    similarity = _similarities(view, vector, rows)
+    similarity = _similarities(view, rows, vector[None])
     score = policy.similarity * similarity
     if base is not None:
         score += base[rows]
@@ -359,11 +398,16 @@ def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolic
     return _hits(view, rows[top], similarity[top], score[top])
 
 
-def _similarities(view: View, vector: Array, rows: Array) -> Array:
-    """Exact cosines of rows, in their order, in parts that fit the cache."""
+def _similarities(view: View, rows: Array, vectors: Array, which: Array | None = None) -> Array:
+    """Exact cosines of rows, each with one of the vectors (by default the only one), in parts that fit the cache.
+
+    Row by row: what comes out does not depend on what else is looked at.
+    """
+    which = np.zeros(len(rows), np.int64) if which is None else which
     similarity = np.empty(len(rows))
     for start in range(0, len(rows), CHUNK):
-        similarity[start : start + CHUNK] = _vectors(view, rows[start : start + CHUNK]) @ vector
+        part = slice(start, start + CHUNK)
+        similarity[part] = np.einsum("ij,ij->i", _vectors(view, rows[part]), vectors[which[part]])
     return similarity
 
 
@@ -396,6 +440,13 @@ def _rows_of(view: View, ids: Array) -> Array:
 def _hits(view: View, rows: Array, similarity: Array, score: Array) -> list[Hit]:
     columns = (view.ids[rows].tolist(), similarity.tolist(), score.tolist())
     return [Hit(*row) for row in zip(*columns, strict=True)]
+
+
+def _recoded(names: dict[str, int], held: Array) -> tuple[dict[str, int], Array]:
+    """The names that are held, with new numbers, and these in the place of the old ones."""
+    used, held = np.unique(held, return_inverse=True)
+    every = [*names]
+    return {every[old]: new for new, old in enumerate(used.tolist())}, held.astype(np.int32)
 
 
 def _grown(array: Array, used: int, more: int) -> Array:

@@ -341,7 +341,11 @@ class Indexes:
             try:
                 if slot.index is not None and _much_dead(slot.index):
                     with slot.loading:
-                        self._load(tenant_id, slot, use_snapshot=False)
+                        if slot.index.view.graph is not None:
+                            self._load(tenant_id, slot, use_snapshot=False)
+                        else:
+                            with slot.lock:  # some milliseconds
+                                slot.index = slot.index.compacted()
                 index = slot.index
                 if index is None:
                     continue

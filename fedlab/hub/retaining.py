@@ -76,10 +76,12 @@ class RetentionMethods(HubCore):
         return RetentionReport(removed=removed, failed=failed, seq=self._writer.head.seq)
 
     def _retain(self, tenant_id: str) -> int:
-        self._write_usage()
-        index = self._indexes.get(tenant_id) if self._indexes.is_loaded(tenant_id) else None
         with self._reading() as connection:
             policy = forgetting.read_policy(connection, tenant_id)
+        if policy.looks_at_recalls:
+            self._write_usage()
+        index = self._indexes.get(tenant_id) if self._indexes.is_loaded(tenant_id) else None
+        with self._reading() as connection:
             verdict = forgetting.judge(connection, index, tenant_id, policy, self.clock.now())
         keep = bool(self.keep_forgotten)
         return forgetting.carry_out(self._writer, self._read_engine, tenant_id, verdict, keep=keep)

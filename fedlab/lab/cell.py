@@ -6,13 +6,14 @@ that the order inside a generation does not matter.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedlab.agent import EphemeralAgent
 from fedlab.clock import SimulatedClock
@@ -31,17 +32,20 @@ from fedlab.lab.world import Task
 from fedlab.retention import KeepForever, MaxEpisodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
 
     from fedlab.embedding import Embedder
+    from fedlab.episode import Memory
     from fedlab.lab.arm import Arm
     from fedlab.lab.experiment import Experiment
     from fedlab.lab.ledger import Stumble
     from fedlab.lab.world import Outcome, World
     from fedlab.retention import RetentionPolicy
+
+T = TypeVar("T")
 
 START = datetime(2026, 1, 1)  # noqa: DTZ001  # taken as UTC
 """When the first generation lives."""
@@ -60,13 +64,15 @@ class Life:
         rng: Its learner's.
         chance: Of the world it meets.
         trials: What came of its tasks: the step (counted over its life) and the trial.
+        rewards: Of these, as the agent sees them.
     """
 
     agent: EphemeralAgent
     place: int
     rng: np.random.Generator
     chance: np.random.Generator
-    trials: list[tuple[Task, Trial, Stumble, float | None]]
+    trials: list[tuple[Task, Trial, Stumble, float | None]] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
 
 
 class Cell:
@@ -160,21 +166,28 @@ class Cell:
         self._clock.advance(days=self.experiment.generation_interval / timedelta(days=1))
 
     async def _live(self, tasks: Sequence[Task]) -> None:
-        """One generation: all are spawned and act, then each stores, pushes and dies; then some is forgotten."""
+        """One generation: all are spawned and act, then all store, push and die; then some is forgotten."""
         experiment = self.experiment
         await self._vectors.learn_tasks(tasks)
         size = experiment.tasks_per_agent
         async with contextlib.AsyncExitStack() as alive:
-            lives = []
-            for place in range(experiment.agents_per_generation):
-                with self._timed("spawn"):
-                    lives.append(await self._spawn(alive, place))
+            with self._timed("spawn"):
+                lives = await _each(self._spawn(alive, place) for place in range(experiment.agents_per_generation))
+            shares = [tasks[life.place * size : (life.place + 1) * size] for life in lives]
+            with self._timed("recall"):
+                ahead = await _each(
+                    self._trials.recall_ahead(life.agent, own) for life, own in zip(lives, shares, strict=True)
+                )
+            for life, own, recalled in zip(lives, shares, ahead, strict=True):
+                for task, memories in zip(own, recalled, strict=True):
+                    await self._attempt(life, task, memories)
+            with self._timed("store"):
+                stored = [each for life in lives for each in await self._store_trials(life)]
             for life in lives:
-                for task in tasks[life.place * size : (life.place + 1) * size]:
-                    await self._attempt(life, task)
-            stored: list[tuple[Episode, Outcome]] = []
-            for life in lives:
-                stored += await self._end(life)
+                self._write_life(life)
+            with self._timed("sync"):
+                await _each(life.agent.destroy() for life in lives)
+                await self._remember([episode for episode, _ in stored])
         for episode, outcome in stored:
             self._ledger.store(episode, outcome)
         await self._migrate(stored)
@@ -193,12 +206,12 @@ class Cell:
         )
         agent = await alive.enter_async_context(spawning)
         rng, chance = stream(seed, "learner", generation, place), stream(seed, "world", generation, place)
-        return Life(agent, place, rng, chance, [])
+        return Life(agent, place, rng, chance)
 
-    async def _attempt(self, life: Life, task: Task) -> None:
+    async def _attempt(self, life: Life, task: Task, ahead: Sequence[Memory] | None) -> None:
         began, before = time.perf_counter(), self._trials.recall_seconds
         states = [copy.deepcopy(each.bit_generator.state) for each in (life.rng, life.chance)] if self._shadow else []
-        trials = await self._trials.go(life.agent, task, life.rng, life.chance)
+        trials = await self._trials.go(life.agent, task, life.rng, life.chance, ahead)
         recalling = self._trials.recall_seconds - before
         self._spent["recall"] += recalling
         self._spent["act"] += time.perf_counter() - began - recalling
@@ -228,35 +241,28 @@ class Cell:
             return None, None
         return self._ledger.stage(helpful, task, tenant_id, trial.step.recalled)
 
-    async def _end(self, life: Life) -> list[tuple[Episode, Outcome]]:
-        """Store what the arm writes, push it, and die; what was stored, each with its outcome."""
+    async def _store_trials(self, life: Life) -> list[tuple[Episode, Outcome]]:
+        """Store what the arm writes; what was stored, each with its outcome."""
         evaluator = stream(self.seed, "evaluator", self.generation, life.place)
         stored = []
-        rewards = []
-        with self._timed("store"):
-            for step, (task, trial, stage, counterfactual) in enumerate(life.trials):
-                outcome = self._observed(trial.outcome, evaluator)
-                episode = None
-                if self._writes(outcome):
-                    episode = await self._store_episode(life.agent, trial, outcome)
-                    # A world is asked of a memory by its input, which an outcome may leave to its task.
-                    stored.append((episode, self._told(outcome._replace(input=episode.input))))
-                rewards.append(float(outcome.reward))
-                self._rewards[0].append(rewards[-1])
-                self._write_row(life, step, task, trial, outcome, episode, stage, counterfactual)
-        agent = life.agent
-        with self._timed("sync"):
-            report = await agent.sync_with_hub()
-            await self._remember([episode for episode, _ in stored])
-        pulled = len(agent.memories) - len(stored)
-        with self._timed("destroy"):
-            await agent.destroy()
-        now = self._clock.now()
-        mean = sum(rewards) / len(rewards) if rewards else None
-        tasks = self.experiment.tasks_per_agent
-        own = (self._logical(agent.tenant_id), life.place, agent.agent_id)
-        self._record.add("agents", self.generation, *own, tasks, pulled, report.pushed, mean, now, now, "destroyed")
+        for step, (task, trial, stage, counterfactual) in enumerate(life.trials):
+            outcome = self._observed(trial.outcome, evaluator)
+            episode = None
+            if self._writes(outcome):
+                episode = await self._store_episode(life.agent, trial, outcome)
+                # A world is asked of a memory by its input, which an outcome may leave to its task.
+                stored.append((episode, self._told(outcome._replace(input=episode.input))))
+            life.rewards.append(float(outcome.reward))
+            self._write_row(life, step, task, trial, outcome, episode, stage, counterfactual)
+        self._rewards[0].extend(life.rewards)
         return stored
+
+    def _write_life(self, life: Life) -> None:
+        agent, now, rewards = life.agent, self._clock.now(), life.rewards
+        mean = sum(rewards) / len(rewards) if rewards else None
+        own = (self._logical(agent.tenant_id), life.place, agent.agent_id, self.experiment.tasks_per_agent)
+        pulled = len(agent.memories) - agent.unsynced
+        self._record.add("agents", self.generation, *own, pulled, agent.unsynced, mean, now, now, "destroyed")
 
     def _observed(self, outcome: Outcome, rng: np.random.Generator) -> Outcome:
         """The outcome as its agent sees it."""
@@ -390,6 +396,15 @@ class Cell:
         began = time.perf_counter()
         yield
         self._spent[phase] += time.perf_counter() - began
+
+
+async def _each(work: Iterable[Awaitable[T]]) -> list[T]:
+    """What each gives, all at once and in their order: what they ask of the hub is committed together."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for each in results:
+        if isinstance(each, BaseException):
+            raise each
+    return results  # type: ignore[return-value]  # no errors are left
 
 
 def seeded(world: World, seed: int) -> World:

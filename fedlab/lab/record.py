@@ -70,13 +70,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "act": pl.Float64,
         "store": pl.Float64,
         "sync": pl.Float64,
-        "destroy": pl.Float64,
         "retention": pl.Float64,
         "disk_bytes": pl.Int64,
     },
 }
 """Columns of each frame with their types. `costs` differs from run to run, the others do not. Costs are ms."""
-PHASES = ("spawn", "recall", "act", "store", "sync", "destroy", "retention")
+PHASES = ("spawn", "recall", "act", "store", "sync", "retention")
 
 
 class Record:

@@ -13,12 +13,12 @@ from fedlab.lab.world import Outcome, Task, attempt
 from fedlab.recall import SIMILARITY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     import numpy as np
 
     from fedlab.agent import EphemeralAgent
-    from fedlab.episode import Memory
+    from fedlab.episode import Memory, Vector
     from fedlab.lab.arm import Arm
     from fedlab.lab.learner import Learner
     from fedlab.lab.vectors import Vectors
@@ -64,8 +64,19 @@ class Trials:
         self.recall_seconds = 0.0
         """Spent in recall so far."""
 
+    async def recall_ahead(self, agent: EphemeralAgent, tasks: Sequence[Task]) -> Sequence[Sequence[Memory] | None]:
+        """What `go` would recall for each task, all asked at once; None where the world decides what is asked."""
+        if hasattr(self._world, "attempt"):
+            return [None] * len(tasks)
+        return await self._recall(agent, [task._replace(answer=None) for task in tasks])
+
     async def go(
-        self, agent: EphemeralAgent, task: Task, rng: np.random.Generator, chance: np.random.Generator
+        self,
+        agent: EphemeralAgent,
+        task: Task,
+        rng: np.random.Generator,
+        chance: np.random.Generator,
+        ahead: Sequence[Memory] | None = None,
     ) -> list[Trial]:
         """Go through one task.
 
@@ -74,6 +85,7 @@ class Trials:
             task: Of the world.
             rng: The learner's.
             chance: The world's.
+            ahead: What was recalled for it.
 
         Raises:
             InvalidRequest: If learner or world give what is no answer or no outcome.
@@ -84,7 +96,7 @@ class Trials:
         while asked is not None:
             # What the world knows is told afterwards, if at all.
             question = asked._replace(answer=None)
-            memories = await self._recall(agent, question)
+            memories = (await self._recall(agent, [question]))[0] if ahead is None else ahead
             answer = self._learner.act(question, memories, rng)
             if inspect.isawaitable(answer):
                 answer = await answer
@@ -93,27 +105,41 @@ class Trials:
             asked, outcomes = _advance(walk, answer.output)
         return _paired(task, steps, _checked_outcomes(outcomes, self._world))
 
-    async def _recall(self, agent: EphemeralAgent, task: Task) -> Sequence[Memory]:
+    async def _recall(self, agent: EphemeralAgent, tasks: Sequence[Task]) -> list[list[Memory]]:
+        """What is recalled for each task, by one query after the other, each memory once."""
         began = time.perf_counter()
-        found: dict[str, Memory] = {}
-        for query in queries(self._arm, self._learner, task):
+        asked = [list(queries(self._arm, self._learner, task)) for task in tasks]
+        alike: dict[Query, list[int]] = {}
+        for place, wanted in enumerate(asked):
+            for query in dict.fromkeys(wanted):
+                alike.setdefault(query, []).append(place)
+        found: dict[tuple[Query, int], list[Memory]] = {}
+        for query, places in alike.items():
             policy = query.policy or SIMILARITY
-            vector = None
-            if policy.similarity:
-                if not self._similar:
-                    raise InvalidRequest(
-                        f"the learner of arm {self._arm.name!r} asks for similar memories of task {task.input!r:.80},"
-                        " and for none of the first generation's: give the arm a recall=Query(policy=…)",
-                        field="recall",
-                    )
-                vector = self._vectors.of(task)
-            memories = await agent.query_memories(
-                vector, query.k, policy=policy, task=query.task, min_reward=query.min_reward
+            vectors = [self._vector(tasks[place]) if policy.similarity else None for place in places]
+            given = await agent.query_many(
+                vectors, query.k, policy=policy, task=query.task, min_reward=query.min_reward
             )
-            for memory in memories:
-                found.setdefault(memory.episode.id, memory)
+            found.update(zip([(query, place) for place in places], given, strict=True))
         self.recall_seconds += time.perf_counter() - began
-        return list(found.values())
+        return [_once(found[query, place] for query in wanted) for place, wanted in enumerate(asked)]
+
+    def _vector(self, task: Task) -> Vector:
+        if not self._similar:
+            raise InvalidRequest(
+                f"the learner of arm {self._arm.name!r} asks for similar memories of task {task.input!r:.80},"
+                " and for none of the first generation's: give the arm a recall=Query(policy=…)",
+                field="recall",
+            )
+        return self._vectors.of(task)
+
+
+def _once(lists: Iterable[Sequence[Memory]]) -> list[Memory]:
+    found: dict[str, Memory] = {}
+    for memories in lists:
+        for memory in memories:
+            found.setdefault(memory.episode.id, memory)
+    return list(found.values())
 
 
 def queries(arm: Arm, learner: Learner, task: Task) -> Sequence[Query]:

@@ -19,7 +19,7 @@ from fedlab.episode import Episode, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import transfer
 from fedlab.net import protocol
-from fedlab.recall import Filter, check_ids, check_k
+from fedlab.recall import Filter, check_ids, check_k, check_queries
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
@@ -95,18 +95,51 @@ class HubConnection(abc.ABC):
         vectors: bool = False,
     ) -> list[Memory]:
         """The k best memories for a query; `vectors=True` brings each episode's vector along."""
-        where = Filter.of(min_reward, since, until, task, agent_id)
-        params = protocol.Recall(
-            tenant_id=tenant_id,
-            text=query if isinstance(query, str) else None,
-            vector=None if query is None or isinstance(query, str) else to_vector(query),
-            k=check_k(k),
-            policy=policy,
-            vectors=vectors,
-            **msgspec.structs.asdict(where),
+        filters: dict[str, Any] = {
+            "min_reward": min_reward,
+            "since": since,
+            "until": until,
+            "task": task,
+            "agent_id": agent_id,
+        }
+        return (await self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters))[0]
+
+    async def recall_many(
+        self,
+        tenant_id: str,
+        queries: Sequence[str | Sequence[float] | npt.NDArray[Any] | None],
+        k: int = 10,
+        *,
+        policy: RecallPolicy | None = None,
+        min_reward: float | None = None,
+        since: datetime | int | None = None,
+        until: datetime | int | None = None,
+        task: str | None = None,
+        agent_id: str | None = None,
+        vectors: bool = False,
+    ) -> list[list[Memory]]:
+        """As `recall`, for several queries at once: the memories of each."""
+        shared = {
+            "tenant_id": tenant_id,
+            "k": check_k(k),
+            "policy": policy,
+            "vectors": vectors,
+            **msgspec.structs.asdict(Filter.of(min_reward, since, until, task, agent_id)),
+        }
+        return await self.recall_each(
+            [
+                protocol.Recall(text=query, **shared)
+                if isinstance(query, str)
+                else protocol.Recall(vector=None if query is None else to_vector(query), **shared)
+                for query in check_queries(queries)
+            ]
         )
-        answer: list[Memory] = await self.call("recall", params)
-        return answer
+
+    async def recall_each(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
+        """The answers to requests that differ in their queries alone."""
+        if len(requests) == 1:
+            return [await self.call("recall", requests[0])]
+        return list(await asyncio.gather(*(self.call("recall", each) for each in requests)))
 
     async def embed(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         """Vectors of texts, shape (len(texts), dimension), float16."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+import itertools
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -20,7 +21,7 @@ from fedlab.net.connection import HubConnection
 from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
@@ -61,6 +62,8 @@ class LocalConnection(HubConnection):
         self._backups = backups
         self._holders = {} if holders is None else holders
         self._held: set[tuple[str, str]] = set()
+        self._asked: list[_Asked] = []
+        self._recalling: asyncio.Task[None] | None = None
 
     async def call(self, method: str, params: protocol.Params) -> Any:
         """Have the hub do it."""
@@ -82,10 +85,12 @@ class LocalConnection(HubConnection):
         # The first recall of a tenant may load its index.
         return params.text is None and params.k <= INLINE_K and self.hub.is_loaded(params.tenant_id)
 
-    def recall_now(self, params: protocol.Recall) -> list[Memory]:
-        """The answer to a recall by vector, or by nothing."""
-        arguments = {name: getattr(params, name) for name in _RECALL}
-        return self._open().recall(query=params.vector, **arguments)
+    def recall_now(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
+        """The answers to recalls by vector, or by nothing, that differ in their queries alone."""
+        if not requests:
+            return []
+        arguments = {name: getattr(requests[0], name) for name in _RECALL}
+        return self._open().recall_many(queries=[each.vector for each in requests], **arguments)
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end."""
@@ -148,16 +153,61 @@ class LocalConnection(HubConnection):
         return delta
 
     async def _recall(self, params: protocol.Recall) -> list[Memory]:
-        if params.text is not None:
-            if params.vector is not None:
-                raise InvalidRequest("a query is a text or a vector, not both", field="vector")
-            vector = None
-            if params.policy is None or params.policy.similarity:
-                vector = (await self._loop().wait(self.hub.embed_soon([params.text])))[0]
-            params = msgspec.structs.replace(params, text=None, vector=vector)
-        if self.is_quick(params):
-            return self.recall_now(params)
-        return await asyncio.to_thread(self.recall_now, params)
+        return (await self.recall_each([params]))[0]
+
+    async def recall_each(self, requests: Sequence[protocol.Recall]) -> list[list[Memory]]:
+        """The answers to requests that differ in their queries alone."""
+        requests = await self._with_vectors(requests)
+        if len(requests) == 1 and self.is_quick(requests[0]):
+            return self.recall_now(requests)
+        answer: asyncio.Future[list[list[Memory]]] = asyncio.get_running_loop().create_future()
+        self._asked.append((requests, answer))
+        if len(self._asked) == 1:
+            self._recalling = asyncio.create_task(self._recall_together())
+        return await answer
+
+    async def _recall_together(self) -> None:
+        """Answer what was asked within one turn of the loop: to compare several queries takes less time."""
+        asked, self._asked = self._asked, []
+        alike: dict[tuple[Any, ...], list[_Asked]] = {}
+        for each in asked:
+            shared = tuple(getattr(each[0][0], name) for name in _RECALL) if each[0] else ()
+            alike.setdefault(shared, []).append(each)
+        for group in alike.values():
+            await self._answer(group)
+
+    async def _answer(self, group: list[_Asked]) -> None:
+        every = [request for requests, _ in group for request in requests]
+        quick = sum(each.k for each in every) <= INLINE_K and all(map(self.is_quick, every))
+        try:
+            found = iter(self.recall_now(every) if quick else await asyncio.to_thread(self.recall_now, every))
+        except Exception as error:
+            if len(group) > 1:  # one of them asks what can not be answered
+                for each in group:
+                    await self._answer([each])
+            elif not group[0][1].done():
+                group[0][1].set_exception(error)
+            return
+        for requests, answer in group:
+            memories = list(itertools.islice(found, len(requests)))
+            if not answer.done():
+                answer.set_result(memories)
+
+    async def _with_vectors(self, requests: Sequence[protocol.Recall]) -> Sequence[protocol.Recall]:
+        """The requests with vectors in the place of texts, which are embedded together."""
+        asking = [each for each in requests if each.text is not None]
+        if not asking:
+            return requests
+        if any(each.vector is not None for each in asking):
+            raise InvalidRequest("a query is a text or a vector, not both", field="vector")
+        vectors: Iterator[Vector | None] = itertools.repeat(None)
+        if asking[0].policy is None or asking[0].policy.similarity:
+            texts = [each.text for each in asking if each.text is not None]
+            vectors = iter(await self._loop().wait(self.hub.embed_soon(texts)))
+        return [
+            each if each.text is None else msgspec.structs.replace(each, text=None, vector=next(vectors))
+            for each in requests
+        ]
 
     async def _backup(self, params: protocol.Backup) -> BackupManifest:
         self._open()
@@ -189,6 +239,7 @@ class LocalConnection(HubConnection):
             unsubscribe()
 
 
+_Asked: TypeAlias = "tuple[Sequence[protocol.Recall], asyncio.Future[list[list[Memory]]]]"
 _WITH_ACTOR = ("forget", "set_retention", "hold", "release", "erase_tenant", "erase_agent", "erase_episodes")
 _RECALL = [name for name in protocol.Recall.__struct_fields__ if name not in ("text", "vector")]
 _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine[Any, Any, Any]]] = {

@@ -314,7 +314,7 @@ class Session:
             stored = hub.put_soon(params.episodes, actor=self.identity.name, wake=commits.wake(params.episodes))
             commits.when_done(stored, call.finish)
         elif kind is Recall and self._local.is_quick(params):
-            self.answer(call, self._local.recall_now(params))
+            self.answer(call, self._local.recall_now([params])[0])
         else:
             self._start(self._work(call, params))
 

@@ -220,6 +220,11 @@ class Unused(RetentionPolicy, frozen=True):
             return old & ~sa.exists().where(recalls.c.episode_id == episodes.c.id)
         return np.setdiff1d(rows.ids(old), rows.uses(self.success)[0], assume_unique=True)
 
+    @property
+    def looks_at_recalls(self) -> bool:
+        """Where recalls count."""
+        return self.by == "recalled"
+
     def __str__(self) -> str:
         used = (
             "was ever recalled"

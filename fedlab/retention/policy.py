@@ -40,6 +40,11 @@ class RetentionPolicy(
         raise NotImplementedError
 
     @property
+    def looks_at_recalls(self) -> bool:
+        """Whether it asks how often an episode was recalled: then the hub writes down the last recalls first."""
+        return False
+
+    @property
     def parts(self) -> tuple[RetentionPolicy, ...]:
         """The policies of which each may remove an episode alone: the log names the first that does."""
         return (self,)
@@ -113,6 +118,11 @@ class Both(RetentionPolicy, frozen=True):
         return united(*(rows.ids(each.condemned(rows)) for each in (self.first, self.second)))
 
     @property
+    def looks_at_recalls(self) -> bool:
+        """Whether one of them does."""
+        return bool(self.first.looks_at_recalls or self.second.looks_at_recalls)
+
+    @property
     def parts(self) -> tuple[RetentionPolicy, ...]:
         """Those of both."""
         return (*self.first.parts, *self.second.parts)
@@ -138,6 +148,11 @@ class Either(RetentionPolicy, frozen=True):
         first, second = (rows.ids(each.condemned(rows)) for each in (self.first, self.second))
         return np.intersect1d(first, second, assume_unique=True)
 
+    @property
+    def looks_at_recalls(self) -> bool:
+        """Whether one of them does."""
+        return bool(self.first.looks_at_recalls or self.second.looks_at_recalls)
+
     def __str__(self) -> str:
         return f"({self.first}) or ({self.second})"
 
@@ -160,6 +175,11 @@ class Where(RetentionPolicy, frozen=True):
         """What the policy would remove if there were no others."""
         part = rows.part(self.filter)
         return part.ids(self.rule.condemned(part))
+
+    @property
+    def looks_at_recalls(self) -> bool:
+        """Whether the policy does."""
+        return bool(self.rule.looks_at_recalls)
 
     def __str__(self) -> str:
         return f"where {self.filter}: {self.rule}"

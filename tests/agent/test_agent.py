@@ -332,3 +332,16 @@ async def test_a_thousand_agents_live_at_once(site, doing):
     await asyncio.gather(*(agent.destroy() for agent in agents))
     stats = site.hub.stats("acme-corp")
     assert (stats.episodes, stats.agents, stats.agents_alive) == (1_000, 1_000, 0)
+
+
+async def test_several_queries_at_once_search_hub_and_ram(site):
+    stored = site.fill(3, task="alpha")
+    agent = await site.spawn()
+    own = await agent.store_episode(task="beta", input="", output="mine", reward=1.0)
+    alpha, beta = await agent.query_many(["alpha\ninput 1", "beta"], k=1)
+    assert [alpha[0].id, beta[0].id] == [stored[1].id, own.id]
+    later = await agent.store_episode(task="gamma", input="", output="", reward=0.0)
+    assert later.sources == (stored[1].id, own.id)
+    with pytest.raises(InvalidRequest, match="sequence of texts or vectors"):
+        await agent.query_many("alpha")
+    await agent.destroy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -18,8 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fedlab import Episode, Hub, Random, Recency, Reward, Similarity, SimulatedClock
+from fedlab.embedding import Hashing
 from fedlab.hub import index as index_module
 from fedlab.hub.indexes import Indexes
+from fedlab.hub.log import Stored
+from fedlab.recall import Filter
 
 from .conftest import wait_until
 
@@ -507,3 +511,40 @@ def test_closing_works_although_the_snapshot_can_not_be_written(tmp_path, episod
     hub.close()
     with Hub(tmp_path) as again:
         assert again.stats().episodes == 100
+
+
+def test_what_a_query_finds_does_not_depend_on_what_else_is_asked_nor_on_rows_that_are_gone():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(900, 24)).astype(np.float16)
+    vectors[::10] = vectors[0]  # ties, of which the newest come first
+    index = index_module.TenantIndex(24)
+    index.add([Stored("t", n + 1, n % 7, n // 3, f"task {n % 5}", f"agent {n}", vectors[n]) for n in range(900)])
+    gone = [n + 1 for n in range(900) if n % 3 == 2]
+    index.remove(gone)
+    compacted = index.compacted()
+    queries = np.vstack([vectors[:1], rng.normal(size=(70, 24)).astype(np.float16)])
+    for policy, where in itertools.product(POLICIES.values(), (Filter(), Filter(task="task 2"), Filter(min_reward=3))):
+        many = index.search_many(queries, 12, policy, where, 0)
+        assert many == [index.search(query, 12, policy, where, 0) for query in queries]
+        assert many == compacted.search_many(queries, 12, policy, where, 0)
+        assert not {hit.id for each in many for hit in each} & set(gone)
+    tied = [n + 1 for n in range(0, 900, 10) if n % 3 != 2]
+    assert [hit.id for hit in index.search(vectors[0], 12, Similarity(), Filter(), 0)] == tied[:-13:-1]
+    assert compacted.describe(compacted.view.ids).agents == {f"agent {n}": 1 for n in range(900) if n % 3 != 2}
+
+
+def test_much_forgetting_leaves_an_index_as_small_as_what_is_left(tmp_path):
+    rng = np.random.default_rng(0)
+    with Hub(tmp_path / "hub", embedder=Hashing(16), durability="off") as hub:
+        common = {"tenant_id": "acme", "agent_id": "a", "task": "t", "input": "", "output": "", "reward": 1.0}
+        made = [Episode(**common, vector=vector) for vector in rng.normal(size=(1_500, 16))]
+        hub.put(made)
+        hub.recall("acme", made[0].vector)
+        hub.forget("acme", [each.id for each in made[:1_200]], reason="test")
+        wait_until(lambda: hub._indexes.get("acme").view.n == 300)
+        assert [hub.recall("acme", each.vector, k=1)[0].id for each in made[1_200:]] == [
+            each.id for each in made[1_200:]
+        ]
+        hub.put(Episode(**common, id="new", vector=made[0].vector))
+        assert hub.recall("acme", made[0].vector, k=1)[0].id == "new"
+        assert hub.verify().ok

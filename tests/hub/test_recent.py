@@ -6,6 +6,7 @@ import gc
 
 import pytest
 
+from fedlab import Episode
 from fedlab.hub.recent import LARGE, MOST, Raw, Recent
 
 
@@ -39,23 +40,27 @@ def test_what_is_gone_is_gone_from_ram(asked, vector, how):
     else:
         asked.erase_tenant("acme", reason="test")
     gc.collect()
-    assert "id-0" not in {each.row[1] for each in gc.get_objects() if type(each) is Raw}
+    assert "id-0" not in {each.episode.id for each in gc.get_objects() if type(each) is Raw}
     if how != "tenant erased":
         assert [memory.id for memory in asked.recall("acme", vector(0), vectors=True)] == ["id-1"]
+
+
+def raw(text="x"):
+    return Raw(Episode(tenant_id="acme", agent_id="a", task=text, input="", output="", reward=1), "{}")
 
 
 def test_what_was_dropped_while_it_was_read_does_not_come_back():
     recent = Recent()
     age = recent.age
     recent.drop([1])
-    recent.put(age, {1: Raw((1,), (), b"")})
+    recent.put(age, {1: raw()})
     assert recent.get([1]) == {}
 
 
 def test_the_oldest_make_room_and_large_ones_are_not_kept():
     recent = Recent()
     for number in range(MOST + 1):
-        recent.put(0, {number: Raw((number, "x" * (LARGE + 1) if number == 7 else "x"), (), b"")})
+        recent.put(0, {number: raw("x" * (LARGE + 1) if number == 7 else "x")})
     assert set(range(MOST + 2)) - set(recent.get(range(MOST + 2))) == {7, MOST + 1}
-    recent.put(0, {MOST + 1: Raw((MOST + 1,), (), b"")})
+    recent.put(0, {MOST + 1: raw()})
     assert set(range(MOST + 2)) - set(recent.get(range(MOST + 2))) == {0, 7}

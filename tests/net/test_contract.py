@@ -62,6 +62,42 @@ async def test_recall_filters_and_policies_travel(connection: HubConnection, epi
     assert await connection.recall("acme", "x", k=5, agent_id="nobody") == []
 
 
+async def test_several_queries_at_once_find_what_each_finds_alone(
+    connection: HubConnection, episode: Make, vector: Any
+):
+    await connection.put([episode(n, vector=vector(n), metadata={"n": [n]}) for n in range(40)])
+    queries = [vector(3), vector(8), vector(3)]
+    alone = [await connection.recall("acme", query, k=4, vectors=True) for query in queries]
+    many = await connection.recall_many("acme", queries, k=4, vectors=True)
+    assert many == alone
+    # What is found twice is given twice: who changes the one does not change the other.
+    many[0][0].metadata["n"].append("mine")
+    assert many[2][0].metadata == {"n": [3]}
+    texts = ["task 1\ninput 1", "task 2\ninput 2"]
+    alone = [await connection.recall("acme", text, k=2) for text in texts]
+    assert await connection.recall_many("acme", texts, k=2) == alone
+    assert [len(each) for each in await connection.recall_many("acme", [None, None], k=3, policy=Reward())] == [3, 3]
+    assert await connection.recall_many("acme", [], k=3) == []
+    with pytest.raises(InvalidRequest, match="sequence of texts or vectors"):
+        await connection.recall_many("acme", "task 1")
+
+
+async def test_who_asks_at_once_gets_his_own_answer_and_his_own_error(connection: HubConnection, episode: Make, vector):
+    await connection.put([episode(n, vector=vector(n)) for n in range(40)])
+    await connection.recall("acme", vector(0))
+    asked = [
+        connection.recall_many("acme", [vector(1), vector(2)], k=2),
+        connection.recall_many("acme", [vector(1), np.ones(3)], k=2),
+        connection.recall_many("nobody", [vector(1)] * 2, k=2),
+        connection.recall_many("acme", [vector(3)] * 60, k=2),
+    ]
+    first, second, third, fourth = await asyncio.gather(*asked, return_exceptions=True)
+    assert [each[0].input for each in first] == ["input 1", "input 2"]
+    assert isinstance(second, InvalidVector)
+    assert isinstance(third, UnknownTenant)
+    assert [each[0].input for each in fourth] == ["input 3"] * 60
+
+
 async def test_two_hundred_equal_episodes_all_come_back(connection: HubConnection, episode: Make):
     await connection.put([episode(0) for _ in range(200)])
     assert len(await connection.recall("acme", "task 0\ninput 0", k=200)) == 200
