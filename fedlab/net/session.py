@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from websockets.asyncio.server import ServerConnection, broadcast
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode, apply_mask
+from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined]  # in C where it was built
 from websockets.protocol import State
 
 from fedlab.errors import FedlabError, InvalidRequest, PermissionDenied, QuotaExceeded
