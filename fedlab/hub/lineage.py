@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from fedlab.errors import InvalidRequest
 from fedlab.hub.columns import TASK, generation_sql, joined, packed
 from fedlab.hub.operations import numbers_of
-from fedlab.hub.schema import changes, episode_sources, episodes, listed
+from fedlab.hub.schema import STRETCH, changes, episode_sources, episodes, listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -136,7 +136,9 @@ def _neighbours(
         numbers = numbers_of(connection, tenant_id, [*ids]).values()
         query = sa.select(episodes.c.uid, link.source).where(own, listed(episodes.c.id, numbers))
     else:
-        query = sa.select(link.source, episodes.c.uid).where(own, listed(link.source, ids))
+        last = connection.scalar(sa.select(sa.func.max(episodes.c.id))) or 0
+        stretches = listed(sa.literal_column(STRETCH), range((last >> 13) + 1))
+        query = sa.select(link.source, episodes.c.uid).where(own, stretches, listed(link.source, ids))
     query = query.join_from(episode_sources, episodes, episodes.c.id == link.episode_id)
     rows = connection.execute(query.order_by(link.episode_id, link.position).limit(limit))
     return list(dict.fromkeys((row[0], row[1]) for row in rows))
