@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 import sqlalchemy as sa
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fedlab.hub.writer import Writer
     from fedlab.retention import Ids
 
-CALM = 0.02
+CALM = 0.03
 """Seconds that a batch should take while nobody else writes."""
 BUSY = 1.5
 """What it should take while others write, in the time of their small commits, so that none of them waits for long …"""
@@ -109,8 +110,9 @@ def _forget(tx: Transaction, tenant_id: str, part: Ids, packed: dict[int, bytes]
     if tenant_id in tx.erased.under_way:
         return 0
     held = sa.exists().where(holds.c.episode_id == episodes.c.id)
-    query = sa.select(episodes.c.uid, episodes.c.id).where(listed(episodes.c.id, part.tolist()), ~held)
-    going = {row.uid: row.id for row in tx.connection.execute(query)}
+    columns = [sa.func.json_group_array(column) for column in (episodes.c.uid, episodes.c.id)]  # in one step, see `log`
+    query = sa.select(*columns).where(listed(episodes.c.id, part.tolist()), ~held)
+    going = dict(zip(*map(msgspec.json.decode, tx.connection.execute(query).one()), strict=True))
     operations.remove(tx, tenant_id, going, reason=reason, actor="retention", packed=packed)
     return len(going)
 

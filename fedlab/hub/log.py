@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
+import sqlalchemy as sa
 
 from fedlab.episode import metadata_json
 from fedlab.hub import schema
@@ -21,7 +22,6 @@ from fedlab.hub import schema
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import sqlalchemy as sa
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from fedlab.episode import Episode, Vector
@@ -198,6 +198,22 @@ class Transaction:
         self._add("changes", (*row, self.head.hash))
         return seq
 
+    def log_forgotten(self, tenant_id: str, going: dict[str, int], actor: str, reason: str) -> range:
+        """Append the end of live episodes, given as id to number, to the log; returns the seqs.
+
+        With one statement: at each row of several the driver lets go of the interpreter, and beside a busy thread it
+        may wait 5 ms until it is back.
+        """
+        first, hashes = self.head.seq + 1, bytearray()
+        for seq, uid in enumerate(going, first):
+            own = row_hash((seq, tenant_id, "episode_forgotten", uid, actor, self.now, reason, None))
+            self.head = Head(seq, chain_hash(self.head.hash, own))
+            hashes += self.head.hash
+        same = {"tenant_id": tenant_id, "actor": actor, "at": self.now, "reason": reason}
+        numbers = msgspec.json.encode([*going.values()]).decode()
+        self.run(_LOG_FORGOTTEN, **same, first=first, numbers=numbers, hashes=bytes(hashes))
+        return range(first, self.head.seq + 1)
+
     def ensure_tenant(self, tenant_id: str, actor: str) -> None:
         """Create the tenant if this is the first that is heard of it."""
         if tenant_id in self.tenants or tenant_id in self.new_tenants:
@@ -244,6 +260,14 @@ class Transaction:
         if rows is None:
             rows = self._rows[table] = []
         rows.append(row)
+
+
+_LOG_FORGOTTEN = sa.text("""
+INSERT INTO changes (seq, tenant_id, kind, subject, actor, at, reason, hash)
+SELECT :first + going.key, :tenant_id, 'episode_forgotten', episodes.uid, :actor, :at, :reason,
+    substr(:hashes, 32 * going.key + 1, 32)
+FROM json_each(:numbers) AS going CROSS JOIN episodes ON episodes.id = going.value
+""")
 
 
 def unpack_vector(data: bytes) -> np.ndarray[Any, Any]:

@@ -189,13 +189,13 @@ def remove(
     kept: dict[int, bytes] = {}
     if tx.keep_forgotten:
         kept = attic.pack(tx.connection, numbers) if packed is None else packed
+    seqs = tx.log_forgotten(tenant_id, going, actor, reason)
     tx.connection.execute(sa.delete(episodes).where(listed(episodes.c.id, numbers)))
-    rows = []
-    for uid, number in going.items():
-        seq = tx.log("episode_forgotten", tenant_id, uid, actor, reason)
-        if number in kept:
-            rows.append((number, tenant_id, uid, seq, tx.now, kept[number]))
-    attic.keep(tx.connection, rows)
+    rows = zip(going.items(), seqs, strict=True)
+    attic.keep(
+        tx.connection,
+        [(number, tenant_id, uid, seq, tx.now, kept[number]) for (uid, number), seq in rows if number in kept],
+    )
     if numbers:
         tx.note(Forgotten(tenant_id, numbers))
 
