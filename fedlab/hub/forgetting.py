@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedlab.hub.writer import Writer
     from fedlab.retention import Ids
 
-CALM = 0.03
+CALM = 0.04
 """Seconds that a batch should take while nobody else writes."""
 BUSY = 1.5
 """What it should take while others write, in the time of their small commits, so that none of them waits for long …"""
