@@ -250,7 +250,7 @@ class TenantIndex:
             kept[_rows_of(view, without)] = False
             rows = np.flatnonzero(kept)
             if len(rows) <= view.n // 10:
-                others = [_best_of(view, each, rows, k, SIMILARITY, None) for each in vectors[short]]
+                others = _best_of_each(view, vectors[short], rows, k)
             else:
                 others = _search(view, vectors[short], k, SIMILARITY, np.where(kept, 0.0, -np.inf), len(rows))
             for number, hits in zip(short, others, strict=True):
@@ -445,6 +445,15 @@ def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolic
         score += base[rows]
     top = best(score, view.created_at[rows], view.ids[rows], k)
     return _hits(view, rows[top], similarity[top], score[top])
+
+
+def _best_of_each(view: View, vectors: Array, rows: Array, k: int) -> list[list[Hit]]:
+    """The k of some rows that are most similar to each of the vectors; a row's vector is fetched once for all."""
+    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    rough = np.concatenate([_vectors(view, part) @ vectors.T for part in [rows[:0], *parts]])
+    least = np.partition(rough, len(rows) - k, axis=0)[len(rows) - k] if len(rows) > k else np.full(len(vectors), -1.0)
+    near = [rows[score >= bound - MARGIN] for score, bound in zip(rough.T, least, strict=True)]
+    return [_best_of(view, each, some, k, SIMILARITY, None) for each, some in zip(vectors, near, strict=True)]
 
 
 def _similarities(view: View, rows: Array, vectors: Array, which: Array | None = None) -> Array:

@@ -137,8 +137,18 @@ class Rows:
         return (episodes.c.tenant_id == self.tenant_id, *self.where)
 
     def _read(self, query: sa.Select[Any]) -> npt.NDArray[Any]:
-        """The result as a structured array. From the driver's cursor: a million `Row`s take longer than SQLite."""
+        """The result as a structured array. From the driver's cursor: a million `Row`s take longer than SQLite.
+
+        Whole numbers are packed by SQLite into one JSON array for each column, which takes a third of the time.
+        """
         dtype = [(column.name, _DTYPES.get(type(column.type), "i8")) for column in query.selected_columns]
+        if all(kind == "i8" for _, kind in dtype):
+            packed = sa.select(*(sa.func.json_group_array(column) for column in query.subquery().c))
+            values = [msgspec.json.decode(each) for each in self.connection.execute(packed).one()]
+            made = np.empty(len(values[0]), np.dtype(dtype))
+            for (name, _), each in zip(dtype, values, strict=True):
+                made[name] = each
+            return made
         result: Any = self.connection.execute(query)
         read: npt.NDArray[Any] = np.fromiter(result.cursor, np.dtype(dtype))
         return read
