@@ -108,11 +108,14 @@ def _forget(tx: Transaction, tenant_id: str, part: Ids, packed: dict[int, bytes]
     # Looked at again: since the decision, some may have been held, forgotten, or be on the way to be erased.
     if tenant_id in tx.erased.under_way:
         return 0
-    held = sa.exists().where(holds.c.episode_id == episodes.c.id)
-    query = sa.select(episodes.c.uid, episodes.c.id).where(listed(episodes.c.id, part.tolist()), ~held)
-    going = {row.uid: row.id for row in tx.connection.execute(query)}
+    going = {row["uid"]: row["id"] for row in tx.run(_STILL_THERE, numbers=schema.packed(part.tolist()))}
     operations.remove(tx, tenant_id, going, reason=reason, actor="retention", packed=packed)
     return len(going)
+
+
+_STILL_THERE = sa.select(episodes.c.uid, episodes.c.id).where(
+    listed(episodes.c.id, sa.bindparam("numbers")), ~sa.exists().where(holds.c.episode_id == episodes.c.id)
+)
 
 
 def in_batches(writer: Writer, ids: Ids, prepare: Callable[[Ids], Callable[[Transaction], int]]) -> int:

@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import HeldEpisodes, IdConflict
-from fedlab.hub import attic
+from fedlab.hub import attic, schema
 from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, erased_id, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, changes, episodes, holds, listed, tenants, vectors
 from fedlab.hub.values import AgentRecord
@@ -189,7 +189,7 @@ def remove(
     kept: dict[int, bytes] = {}
     if tx.keep_forgotten:
         kept = attic.pack(tx.connection, numbers) if packed is None else packed
-    tx.connection.execute(sa.delete(episodes).where(listed(episodes.c.id, numbers)))
+    tx.run(_DELETE, numbers=schema.packed(numbers))
     rows = []
     for uid, number in going.items():
         seq = tx.log("episode_forgotten", tenant_id, uid, actor, reason)
@@ -198,6 +198,9 @@ def remove(
     attic.keep(tx.connection, rows)
     if numbers:
         tx.note(Forgotten(tenant_id, numbers))
+
+
+_DELETE = sa.delete(episodes).where(listed(episodes.c.id, sa.bindparam("numbers")))
 
 
 def hold(tx: Transaction, tenant_id: str, numbers: Sequence[int], *, reason: str, actor: str) -> int:
