@@ -64,12 +64,13 @@ def vectors(count: int, seed: int = 0, clusters: int = 500) -> np.ndarray:
 
 
 def episodes(
-    count: int, tenant_id: str = "bench", seed: int = 0, lying: Callable[[int, int], np.ndarray] = vectors
+    count: int, *tenants: str, seed: int = 0, lying: Callable[[int, int], np.ndarray] = vectors
 ) -> list[Episode]:
-    """Episodes that bring their vectors: `lying(count, seed)`."""
+    """Episodes of the tenants in turn that bring their vectors: `lying(count, seed)`."""
+    tenants = tenants or ("bench",)
     return [
         Episode(
-            tenant_id=tenant_id,
+            tenant_id=tenants[number % len(tenants)],
             agent_id=f"agent-{number % 20}",
             task=f"task {number % 50}",
             input=f"input {number} " + "of a length that real inputs have " * 3,

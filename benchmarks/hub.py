@@ -53,10 +53,16 @@ def _median(pairs: list[tuple[float, float]]) -> tuple[float, float]:
     return float(np.median([a for a, _ in pairs])), float(np.median([a / b for a, b in pairs]))
 
 
+AT_ONCE = 6 * 64
+"""Texts that 64 clients recall at once, six each one after the other: with fewer, it is the start of 64 threads, and
+the end of the last batches, that is measured."""
+BATCHES = range(0, AT_ONCE, 64)
+
+
 def texts(folder: Path) -> list[tuple]:
     """Recall by text beside the model's own time, one at a time and 64 at once."""
     model = MiniLM()
-    sentences = data.sentences(1_000)
+    sentences = data.sentences(300 + 6 * AT_ONCE)
     model.embed(sentences[-64:])
     with Hub(folder / "texts", embedder=model) as hub:
         hub.put(data.episodes(1_000))
@@ -71,11 +77,10 @@ def texts(folder: Path) -> list[tuple]:
             ours.append(time.perf_counter() - middle)
         alone = float(np.median(ours)), float(np.median(ours) / np.median(theirs))
         pairs = []
-        for part in range(200, 968, 256):
-            theirs_rate = rate(
-                lambda p=part: [model.embed(sentences[p : p + 64]), model.embed(sentences[p + 64 : p + 128])], 128
-            )
-            ours_rate = rate(lambda p=part: _at_once(hub, sentences[p + 128 : p + 256]), 128)
+        for part in range(200, 200 + 6 * AT_ONCE, 2 * AT_ONCE):
+            middle = part + AT_ONCE
+            theirs_rate = rate(lambda p=part: [model.embed(sentences[p + n : p + n + 64]) for n in BATCHES], AT_ONCE)
+            ours_rate = rate(lambda m=middle: _at_once(hub, sentences[m : m + AT_ONCE]), AT_ONCE)
             pairs.append((ours_rate, theirs_rate))
     return [
         ("recall by text, alone", alone[0] * 1e3, alone[1], "ms", -1.2, "x the model's time"),

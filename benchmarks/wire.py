@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import data, raw
-from fedlab import EphemeralAgent, connect
+from fedlab import EphemeralAgent, Episode, connect
 
 
 @contextlib.contextmanager
@@ -37,30 +37,44 @@ def hub_process(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-async def pushes(url: str, clients: int = 64, each: int = 150) -> float:
-    """Acknowledged pushes a second: every client sends one episode a message and waits for its answer."""
-    episodes = [data.episodes(each, f"tenant-{number % 8}", seed=number) for number in range(clients)]
+CLIENTS = 64
+TENANTS = [f"tenant-{number}" for number in range(8)]
+
+
+async def pushes(url: str, episodes: list[Episode]) -> float:
+    """Acknowledged pushes a second: every client sends one episode a message and waits for its answer.
+
+    Episodes are pushed about in the order in which they were made, as by clients that push what they make. An id tells
+    when it was made: were all of one client made before those of the next, a commit would touch twice as many pages.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        hubs = [await stack.enter_async_context(connect(url)) for _ in range(clients)]
+        hubs = [await stack.enter_async_context(connect(url)) for _ in range(CLIENTS)]
 
         async def push(number: int) -> None:
-            for episode in episodes[number]:
+            for episode in episodes[number::CLIENTS]:
                 await hubs[number].put(episode)
 
         await asyncio.gather(*(hub.info() for hub in hubs))
         start = time.perf_counter()
-        await asyncio.gather(*(push(number) for number in range(clients)))
-        return clients * each / (time.perf_counter() - start)
+        await asyncio.gather(*(push(number) for number in range(CLIENTS)))
+        return len(episodes) / (time.perf_counter() - start)
 
 
-def raw_puts(folder: Path, name: str, count: int = 500) -> float:
+def raw_puts(path: Path, episodes: list[Episode]) -> float:
     """Raw sqlite3, the same rows, one transaction each."""
-    sqlite = raw.Sqlite(folder / name)
-    rows = [sqlite.rows([each], number) for number, each in enumerate(data.episodes(count))]
+    sqlite = raw.Sqlite(path)
+    rows = [sqlite.rows([each], number) for number, each in enumerate(episodes)]
     start = time.perf_counter()
     for each in rows:
         sqlite.write(each)
-    return count / (time.perf_counter() - start)
+    return len(rows) / (time.perf_counter() - start)
+
+
+def push_pairs(url: str, folder: Path, count: int = 3) -> Iterator[tuple[float, float]]:
+    """Pushes to the hub a second, and to raw sqlite3 one at a time."""
+    for number in range(count):
+        episodes = data.episodes(150 * CLIENTS, *TENANTS, seed=number)
+        yield asyncio.run(pushes(url, episodes)), raw_puts(folder / f"raw-{number}.db", episodes[:500])
 
 
 async def recall_p50(url: str, rounds: int = 1_000) -> float:
@@ -96,7 +110,7 @@ def main() -> list[tuple]:
     with tempfile.TemporaryDirectory() as name, raw.Echo() as echo:
         folder = Path(name)
         with hub_process(folder) as url:
-            pairs = [(asyncio.run(pushes(url)), raw_puts(folder, f"raw-{number}.db")) for number in range(3)]
+            pairs = list(push_pairs(url, folder))
             recalls = [(asyncio.run(recall_p50(url)), asyncio.run(raw.echo_p50(echo))) for _ in range(2)]
             lives = [(asyncio.run(lives_per_second(url)), asyncio.run(raw.connects_per_second(echo))) for _ in range(3)]
     median = lambda values: float(np.median(list(values)))  # noqa: E731

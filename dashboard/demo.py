@@ -18,7 +18,7 @@ import numpy as np
 from fedlab import Decay, Distinct, EphemeralAgent, KeepForever, MaxEpisodes, MinReward, connect
 from fedlab.demo import HubProcess
 from fedlab.episode import embedding_text
-from fedlab.errors import FedlabError
+from fedlab.errors import AgentExpired, FedlabError
 from fedlab.lab import ToolChoice
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class Live:
                 await connection.close()
             if fate < CRASHES + EXPIRES:
                 await asyncio.sleep(LIFETIME)
+        except AgentExpired:
+            pass  # the machine slept longer than a life lasts: what was stored by then is synced
         finally:
             with contextlib.suppress(FedlabError):  # who crashed has no connection for a goodbye
                 await agent.destroy()

@@ -116,6 +116,8 @@ def learning(frame: pl.DataFrame, x: str, colours: Mapping[str, str], *, zone: s
             customdata=own["n"].to_list(),
             hovertemplate="%{y:.4g} over %{customdata:,}",
         )
+    if x == "generation" and frame["generation"].n_unique() <= 20:
+        figure.update_xaxes(dtick=1)
     return figure
 
 

@@ -220,7 +220,7 @@ def _open(source: Source, own: str | None) -> Opened:
     return Opened(source, own)
 
 
-@st.cache_data(max_entries=400, max_size="150MB", show_spinner=False)
+@st.cache_data(max_entries=400, max_size="150MB", ttl="1m", show_spinner=False)  # time alone makes episodes older
 def _answer(source: Source, own: str | None, seq: int, asked: str, _call: tuple[str, Any, Any]) -> Any:
     # Policies have a repr that says everything, and Streamlit no way to hash them.
     method, args, keywords = _call

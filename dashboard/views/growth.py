@@ -63,15 +63,13 @@ def _range(whole: Range) -> Range:
     ends = []
     for place, (key, usual) in zip(places, {"from": whole.since, "to": whole.until}.items(), strict=False):
         shown = look.when(usual)
-        # Not bound to the address by Streamlit: what a box sets would be there one choice later.
-        st.session_state.setdefault(key, st.query_params.get(key, ""))
         text = place.text_input(
-            f"{key.title()} ({look.zone().key})", key=key, placeholder=shown, persist_state="session"
+            f"{key.title()} ({look.zone().key})",
+            key=key,
+            placeholder=shown,
+            bind="query-params",
+            persist_state="session",
         )
-        if text:
-            st.query_params[key] = text
-        else:
-            st.query_params.pop(key, None)
         try:
             at = datetime.fromisoformat(text) if text else None
         except ValueError:

@@ -101,10 +101,14 @@ def _run_streamlit(command: list[str], settings: dict[str, object]) -> None:
     import msgspec
 
     environment = {**os.environ, "FEDLAB_DASHBOARD": msgspec.json.encode(settings).decode()}
+    # SIGTERM ends it as Ctrl-C does: nothing that was started goes on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = subprocess.Popen(command, env=environment)  # noqa: S603
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        status = process.wait()  # it got the Ctrl-C, too
+        process.terminate()  # of a Ctrl-C it knows already
+        process.wait()
+        status = 0
     if status not in (0, -signal.SIGINT, 130):
         raise FedlabError(f"the dashboard ended with status {status}; is the port taken? --port takes another")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -104,6 +105,8 @@ async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
         # What is here now stays: looking through it again and again for garbage took a twelfth of the time of a push.
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
+        # A thread that comes back from a commit waits for the interpreter's lock no longer than this.
+        sys.setswitchinterval(0.0005)
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
         warm = asyncio.create_task(asyncio.to_thread(_warm_up, server.hub))
         await server.until_signal()
@@ -171,7 +174,9 @@ def _settings(pairs: Sequence[str]) -> Settings:
     given: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if name not in defaults or not equals:
+        if equals and name not in defaults:
+            raise typer.BadParameter(f"there is no setting {name!r}: `fedlab settings` lists them")
+        if not equals:
             raise typer.BadParameter(f"{pair!r} sets nothing: write NAME=VALUE; `fedlab settings` lists the names")
         # A list is written with commas.
         given[name] = value.split(",") if isinstance(defaults[name], tuple) else value

@@ -61,9 +61,7 @@ class AggregateMethods(HubCore):
             raise InvalidRequest(f"by is one of {', '.join(get_args(growing.By))}, not {by!r:.80}", field="by")
         if by == "agent" and tenant_id is None:
             raise InvalidRequest("agents are those of one tenant: name it", field="tenant_id")
-        since, until = None if since is None else to_ms(since), None if until is None else to_ms(until)
-        if since is not None and until is not None and since >= until:
-            raise InvalidRequest(f"since is before until, and {since} is not before {until} (ms UTC)", field="since")
+        since, until = _stretch(since, until)
         bins = check_count(bins, "bins", least=1, most=growing.MOST_BINS)
         top = check_count(top, "top", least=1, most=growing.MOST_GROUPS)
         return self._columns.answer(
@@ -95,7 +93,7 @@ class AggregateMethods(HubCore):
         """
         if tenant_id is not None:
             self._require(tenant_id)
-        since, until = None if since is None else to_ms(since), None if until is None else to_ms(until)
+        since, until = _stretch(since, until)
         bins = check_count(bins, "bins", least=1, most=growing.MOST_BINS)
         return self._columns.answer(
             ("forgetting", tenant_id, since, until, bins),
@@ -311,3 +309,15 @@ class AggregateMethods(HubCore):
             (what, tenant_id, groups, where, *more.values()),
             lambda _connection, columns: make(rewarding.select(columns, tenant_id, where), where, by=groups, **more),
         )
+
+
+def _stretch(since: datetime | int | None, until: datetime | int | None) -> tuple[int | None, int | None]:
+    """The ends of a stretch of time, ms UTC, in which there is any.
+
+    Raises:
+        InvalidRequest: If it ends before it begins.
+    """
+    since, until = None if since is None else to_ms(since), None if until is None else to_ms(until)
+    if since is not None and until is not None and since >= until:
+        raise InvalidRequest(f"since is before until, and {since} is not before {until} (ms UTC)", field="since")
+    return since, until

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedlab.episode import Vector
     from fedlab.hub.log import Transaction
     from fedlab.hub.recent import Raw
+    from fedlab.hub.writer import Written
 
 
 class EpisodeMethods(HubCore):
@@ -58,7 +59,7 @@ class EpisodeMethods(HubCore):
     ) -> Future[int]:
         """As `put`, at once: the future is done when the episodes are durable.
 
-        `wake`, here and in the other methods of this kind: see `commit_waiting`.
+        `wake`, here and in the other methods of this kind: see `write_waiting`.
         """
         batch = self._checked(episodes, actor)
         if not batch:
@@ -70,13 +71,17 @@ class EpisodeMethods(HubCore):
             ),
         )
 
-    def commit_waiting(self, most: int) -> None:
-        """Commit, in this thread, what was asked with a `wake`, which only says that there is something to commit.
+    def write_waiting(self, most: int) -> Written | None:
+        """Write, in this thread, what was asked with a `wake`, which only says that there is something to commit.
 
         Args:
-            most: About how many episodes; the writer's thread does the rest.
+            most: About how many episodes.
+
+        Returns:
+            What commits it, in whatever thread; then ask again. None if nothing waits, or if the writer's thread is
+            at it, which does the rest.
         """
-        self._writer.commit_waiting(most)
+        return self._writer.write_waiting(most)
 
     def recall(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal  # what `signal` wraps in enums, which takes longer than all else a lone put does around SQLite
 import contextlib
+import functools
 import logging
 import sqlite3
 import threading
@@ -44,6 +45,28 @@ class _Job(NamedTuple):
     operation: Callable[[Transaction], Any]
     weight: int
     future: Future[Any]
+
+
+class _Transaction(NamedTuple):
+    batch: list[_Job]
+    tx: Transaction
+    outcomes: list[tuple[_Job, Any, FedlabError | None]]
+    began: float
+    error: Exception | None
+    undo: contextlib.ExitStack
+    """Commits; rolls back on an exception."""
+
+
+class Written(NamedTuple):
+    """What was written and waits for its commit.
+
+    Args:
+        weight: About how many rows.
+        finish: Commits it and answers those who asked; anyone may call it, once, in any thread.
+    """
+
+    weight: int
+    finish: Callable[[], None]
 
 
 class Writer:
@@ -104,16 +127,27 @@ class Writer:
         Args:
             operation: What to write.
             weight: About how many rows it writes.
-            wake: Sees to it that `commit_waiting` is called, instead of the writer's thread.
+            wake: Sees to it that `write_waiting` is called, instead of the writer's thread.
         """
         future = self._enqueue(operation, weight)
         (wake or self._wake.release)()
         return future
 
-    def commit_waiting(self, most: int = MAX_WEIGHT) -> None:
-        """Commit what waits, up to about `most` rows; the rest, or all if a commit is under way, is the thread's."""
+    def commit_waiting(self) -> None:
+        """Commit what waits; if a commit is under way, the thread does it."""
         with _uninterrupted():
-            self._take_turn(most)
+            self._take_turn()
+
+    def write_waiting(self, most: int) -> Written | None:
+        """Take the turn and write what waits, up to about `most` rows; None if nothing does or the turn is taken.
+
+        The turn ends with `finish`, in whatever thread. What is left, and what comes meanwhile with a `wake`, is the
+        caller's, who asks again.
+        """
+        with _uninterrupted():
+            if not self._turn.acquire(blocking=False):
+                return None
+            return self._write_waiting(most)
 
     @property
     def waiting(self) -> bool:
@@ -163,41 +197,42 @@ class Writer:
     def _run(self) -> None:
         while not (self._closed and not self._waiting):
             self._wake.acquire()
-            # Whoever fails to take the turn added its job before: the one who has the turn looks again
-            # after giving it back, and finds it.
-            while self._waiting and self._take_turn(wait=self._closed):
-                pass
+            while self._waiting:
+                self._take_turn(wait=True)
 
-    def _take_turn(self, most: int = MAX_WEIGHT, *, wait: bool = False) -> bool:
-        """Commit what waits, unless someone else is at it."""
+    def _take_turn(self, *, wait: bool = False) -> bool:
+        """Commit what waits, unless someone else is at it: who has the turn looks again when it has ended."""
         if not self._turn.acquire(blocking=wait):
             return False
+        if written := self._write_waiting(MAX_WEIGHT):
+            written.finish()
+        if self._waiting:
+            self._wake.release()
+        return True
+
+    def _write_waiting(self, most: int) -> Written | None:
+        batch: list[_Job] = []
+        weight = 0
         try:
-            batch: list[_Job] = []
-            weight = 0
             while self._waiting and weight < most:
                 job = self._waiting.popleft()
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
                     weight += job.weight
-            if batch and not self._commit(batch, careful=False):
-                # Someone in the batch pushes again what is known, or the disk is full: one by one, so that
-                # each gets its own answer.
-                for job in batch:
-                    self._commit([job], careful=True)
-        finally:
+            if batch:
+                return Written(weight, functools.partial(self._finish, self._write(batch, careful=False)))
+        except BaseException:
             self._turn.release()
-            if self._waiting:
-                self._wake.release()
-        return True
+            raise
+        self._turn.release()
+        return None
 
-    def _commit(self, batch: list[_Job], *, careful: bool) -> bool:
-        """One transaction; False if a first try failed and nothing was changed or answered."""
-        outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
-        connection = self._connection
+    def _write(self, batch: list[_Job], *, careful: bool) -> _Transaction:
+        """Do everything but commit; what goes wrong is raised by the commit."""
         began = time.perf_counter()
+        outcomes: list[tuple[_Job, Any, FedlabError | None]] = []
         tx = Transaction(
-            connection,
+            self._connection,
             self._cursor,
             self._statements,
             self.head,
@@ -207,21 +242,43 @@ class Writer:
             careful,
             self._keep_forgotten,
         )
-        try:
-            with schema.transaction(connection, "IMMEDIATE"):
+        with contextlib.ExitStack() as undo:
+            try:
+                undo.enter_context(schema.transaction(self._connection, "IMMEDIATE"))
                 for job in batch:
                     try:
                         outcomes.append((job, job.operation(tx), None))
                     except FedlabError as error:
                         outcomes.append((job, None, error))
                 tx.flush()
+            except Exception as error:
+                return _Transaction(batch, tx, outcomes, began, error, undo.pop_all())
+            return _Transaction(batch, tx, outcomes, began, None, undo.pop_all())
+
+    def _finish(self, written: _Transaction) -> None:
+        try:
+            if not self._commit(written):
+                # Someone in the batch pushes again what is known, or the disk is full: one by one, so that
+                # each gets its own answer.
+                for job in written.batch:
+                    self._commit(self._write([job], careful=True))
+        finally:
+            self._turn.release()
+
+    def _commit(self, written: _Transaction) -> bool:
+        """End a transaction; False if a first try failed and nothing was changed or answered."""
+        tx = written.tx
+        try:
+            with written.undo:
+                if written.error is not None:
+                    raise written.error
         except Exception as error:
-            if not careful:
+            if not tx.careful:
                 return False
             logger.exception("a change could not be committed")
             driver = isinstance(error, (sa.exc.DBAPIError, sqlite3.Error))
             failure = schema.as_hub_error(error) if driver else error
-            for job in batch:
+            for job in written.batch:
                 job.future.set_exception(failure)
             return True
         self.head = tx.head
@@ -231,9 +288,9 @@ class Writer:
         except Exception:
             # The commit stands; a consumer that fails must not make it look lost.
             logger.exception("a consumer of the log failed at seq %d", tx.head.seq)
-        if sum(job.weight for job in batch) <= SMALL:
-            self.usual += 0.1 * (time.perf_counter() - began - self.usual)
-        for job, result, refused in outcomes:
+        if sum(job.weight for job in written.batch) <= SMALL:
+            self.usual += 0.1 * (time.perf_counter() - written.began - self.usual)
+        for job, result, refused in written.outcomes:
             if refused is None:
                 job.future.set_result(result)
             else:

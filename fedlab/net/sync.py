@@ -63,6 +63,8 @@ class SyncConnection:
     info = _blocking(HubConnection.info)
     put = _blocking(HubConnection.put)
     recall = _blocking(HubConnection.recall)
+    recall_many = _blocking(HubConnection.recall_many)
+    recall_each = _blocking(HubConnection.recall_each)
     embed = _blocking(HubConnection.embed)
     spawn_agent = _blocking(HubConnection.spawn_agent)
     begin_life = _blocking(HubConnection.begin_life)

@@ -46,9 +46,23 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+class Served(str):
+    """The address of a dashboard that runs.
+
+    Args:
+        url: Of its first page.
+        pid: Its process.
+    """
+
+    def __new__(cls, url: str, pid: int) -> Served:
+        self = super().__new__(cls, url)
+        self.pid = pid
+        return self
+
+
 @contextmanager
-def dashboard(folder: Path, *targets: object, own_rights: bool = True) -> Iterator[str]:
-    """Its URL, as `fedlab dashboard` serves it."""
+def dashboard(folder: Path, *targets: object, own_rights: bool = True) -> Iterator[Served]:
+    """Its address, as `fedlab dashboard` serves it."""
     port = free_port()
     start = {"targets": [str(each) for each in targets], "own_rights": own_rights}
     environment = {**os.environ, "FEDLAB_DASHBOARD": msgspec.json.encode(start).decode()}
@@ -64,7 +78,7 @@ def dashboard(folder: Path, *targets: object, own_rights: bool = True) -> Iterat
         )
     try:
         wait_for_health(port, log)
-        yield f"http://127.0.0.1:{port}"
+        yield Served(f"http://127.0.0.1:{port}", process.pid)
         assert process.poll() is None, log.read_text()
     finally:
         process.terminate()

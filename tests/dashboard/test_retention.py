@@ -67,7 +67,7 @@ def test_a_policy_is_built_from_parts_compared_and_taken_apart(look_at: Look, hu
     app.button(key="compare this").click().run()
     app.multiselect(key="compare").set_value([*app.multiselect(key="compare").value, "MaxAge(1)", "nonsense"]).run()
     assert repr(policy).startswith(
-        "MaxAge(days=30) & MaxAge(days=30) & MinReward(reward=0.5) & MinReward(quantile=0.5) | "
+        "(MaxAge(days=30) & MaxAge(days=30) & MinReward(reward=0.5) & MinReward(quantile=0.5) | "
     )
     assert app.dataframe[0].value["policy"].to_list() == [repr(policy), repr(policy), "MaxAge(days=1)"]
     assert "nonsense" in app.error[0].value

@@ -548,3 +548,20 @@ def test_much_forgetting_leaves_an_index_as_small_as_what_is_left(tmp_path):
         hub.put(Episode(**common, id="new", vector=made[0].vector))
         assert hub.recall("acme", made[0].vector, k=1)[0].id == "new"
         assert hub.verify().ok
+
+
+def test_policies_tried_one_after_another_are_compared_as_each_alone():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(400, 16)).astype(np.float16)
+    index = index_module.TenantIndex(16)
+    index.add([Stored("t", n, n / 400, n, "task", "agent", vector) for n, vector in enumerate(vectors, 1)])
+    queries = list(rng.normal(size=(5, 16)).astype(np.float16))
+    for share in (0.0, 0.3, 0.97, 1.0, 0.5):
+        if share == 0.5:
+            index.remove([7, 8, 9])
+        gone = np.flatnonzero(rng.random(400) < share) + 1
+        there = np.array([n for n in range(1, 401) if share != 0.5 or n not in (7, 8, 9)])
+        for query, (before, after) in zip(queries, index.compare(queries, 10, gone), strict=True):
+            for hits, ids in ((before, there), (after, np.setdiff1d(there, gone))):
+                similar = index_module.unit(vectors[ids - 1]) @ index_module.unit([query])[0]
+                assert [hit.id for hit in hits] == ids[np.argsort(-similar)][:10].tolist()

@@ -108,5 +108,5 @@ def test_a_hub_that_is_not_there_leaves_no_thread_behind():
 def test_every_method_of_the_interface_is_there_with_its_signature():
     for name in dir(HubConnection):
         method = getattr(HubConnection, name)
-        if not name.startswith("_") and name != "close":
+        if not name.startswith("_") and name not in ("close", "url"):
             assert list(signature(getattr(SyncConnection, name)).parameters) == list(signature(method).parameters)
