@@ -98,7 +98,7 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
                 raise TypeError(f"it holds {given.dtype}")
             with np.errstate(over="ignore"):
                 vector = np.frombuffer(given.astype("<f2").tobytes(), "<f2")
-            # Not for one axis: what is reshaped no longer has the bytes as its base, and would be copied by each caller.
+            # One axis stays as it is: what is reshaped has no bytes as its base, and each caller would copy it.
             if given.ndim != 1:
                 vector = vector.reshape(given.shape)
     except (TypeError, ValueError, OverflowError) as error:
