@@ -97,7 +97,10 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
             if given.dtype.kind not in "fiu":
                 raise TypeError(f"it holds {given.dtype}")
             with np.errstate(over="ignore"):
-                vector = np.frombuffer(given.astype("<f2").tobytes(), "<f2").reshape(given.shape)
+                vector = np.frombuffer(given.astype("<f2").tobytes(), "<f2")
+            # One axis stays as it is: what is reshaped has no bytes as its base, and each caller would copy it.
+            if given.ndim != 1:
+                vector = vector.reshape(given.shape)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidVector(f"a vector is a flat sequence of numbers: {error}", field="vector") from None
     if vector.ndim != 1 or not len(vector):

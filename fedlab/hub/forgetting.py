@@ -109,12 +109,16 @@ def _forget(tx: Transaction, tenant_id: str, part: Ids, packed: dict[int, bytes]
     # Looked at again: since the decision, some may have been held, forgotten, or be on the way to be erased.
     if tenant_id in tx.erased.under_way:
         return 0
-    held = sa.exists().where(holds.c.episode_id == episodes.c.id)
-    columns = [sa.func.json_group_array(column) for column in (episodes.c.uid, episodes.c.id)]  # in one step, see `log`
-    query = sa.select(*columns).where(listed(episodes.c.id, part.tolist()), ~held)
-    going = dict(zip(*map(msgspec.json.decode, tx.connection.execute(query).one()), strict=True))
+    # In one step, see `log`.
+    (columns,) = tx.run(_STILL_THERE, numbers=schema.packed(part.tolist()))
+    going = dict(zip(*map(msgspec.json.decode, columns.values()), strict=True))
     operations.remove(tx, tenant_id, going, reason=reason, actor="retention", packed=packed)
     return len(going)
+
+
+_STILL_THERE = sa.select(
+    sa.func.json_group_array(episodes.c.uid).label("uids"), sa.func.json_group_array(episodes.c.id).label("ids")
+).where(listed(episodes.c.id, sa.bindparam("numbers")), ~sa.exists().where(holds.c.episode_id == episodes.c.id))
 
 
 def in_batches(writer: Writer, ids: Ids, prepare: Callable[[Ids], Callable[[Transaction], int]]) -> int:

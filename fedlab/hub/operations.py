@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import HeldEpisodes, IdConflict
-from fedlab.hub import attic
+from fedlab.hub import attic, schema
 from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, erased_id, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, changes, episodes, holds, listed, tenants, vectors
 from fedlab.hub.values import AgentRecord
@@ -190,7 +190,7 @@ def remove(
     if tx.keep_forgotten:
         kept = attic.pack(tx.connection, numbers) if packed is None else packed
     seqs = tx.log_forgotten(tenant_id, going, actor, reason)
-    tx.connection.execute(sa.delete(episodes).where(listed(episodes.c.id, numbers)))
+    tx.run(_DELETE, numbers=schema.packed(numbers))
     rows = zip(going.items(), seqs, strict=True)
     attic.keep(
         tx.connection,
@@ -198,6 +198,9 @@ def remove(
     )
     if numbers:
         tx.note(Forgotten(tenant_id, numbers))
+
+
+_DELETE = sa.delete(episodes).where(listed(episodes.c.id, sa.bindparam("numbers")))
 
 
 def hold(tx: Transaction, tenant_id: str, numbers: Sequence[int], *, reason: str, actor: str) -> int:

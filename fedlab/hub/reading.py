@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -68,7 +67,8 @@ def _by_number(run: Callable[..., Any], query: str, ids: Sequence[int]) -> dict[
 def episode_of(raw: Raw, *, with_vector: bool) -> Episode:
     """The episode that was read, for whoever asked: nobody else has its metadata."""
     # A copy, and the metadata of its own: in an eighth of the time of making an episode.
-    episode = copy.copy(raw.episode)
+    # `copy.copy` takes three times as long to find the same.
+    episode: Episode = raw.episode.__copy__()  # type: ignore[attr-defined]
     force = msgspec.structs.force_setattr
     force(episode, "metadata", msgspec.json.decode(raw.metadata) if raw.metadata != "{}" else {})
     if not with_vector:

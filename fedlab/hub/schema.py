@@ -292,10 +292,18 @@ def as_hub_error(error: Exception) -> FedlabError:
     return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}")
 
 
-def listed(column: sa.ColumnElement[Any], values: Iterable[Any]) -> sa.ColumnElement[bool]:
-    """`column IN values`, however many there are: a statement may have only so many parameters."""
-    packed = msgspec.json.encode([*values]).decode()
-    return column.in_(sa.select(sa.func.json_each(packed).table_valued("value").c.value))
+def listed(column: sa.ColumnElement[Any], values: Iterable[Any] | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
+    """`column IN values`, however many there are: a statement may have only so many parameters.
+
+    For a statement that stands in a module, the values are a parameter, which `packed` fills.
+    """
+    given = values if isinstance(values, sa.BindParameter) else packed(values)
+    return column.in_(sa.select(sa.func.json_each(given).table_valued("value").c.value))
+
+
+def packed(values: Iterable[Any]) -> str:
+    """Many values as one parameter."""
+    return msgspec.json.encode([*values]).decode()
 
 
 def insert_sql(engine: sa.Engine, table: sa.Table) -> str:

@@ -44,16 +44,13 @@ class Ledger:
     def __init__(self) -> None:
         self.live: dict[str, dict[str, Entry]] = {}
         self.forgotten: dict[str, dict[str, Entry]] = {}
+        self.bytes = 0
+        """Of the contents of live episodes."""
 
     @property
     def size(self) -> int:
         """Live episodes."""
         return sum(len(each) for each in self.live.values())
-
-    @property
-    def bytes(self) -> int:
-        """Of the contents of live episodes."""
-        return sum(entry.bytes for each in self.live.values() for entry in each.values())
 
     def store(self, episode: Episode, outcome: Outcome, origin: str | None = None) -> None:
         """An episode is in memory."""
@@ -62,11 +59,13 @@ class Ledger:
         # The world judges it by what it was an answer to, which an outcome says only where it is not the task's input.
         entry = Entry(outcome._replace(input=episode.input), origin or episode.id, size)
         self.live.setdefault(episode.tenant_id, {})[episode.id] = entry
+        self.bytes += size
 
     def forget(self, gone: Iterable[Forgotten]) -> None:
         """Episodes are forgotten."""
         for each in gone:
             entry = self.live[each.tenant_id].pop(each.episode_id)
+            self.bytes -= entry.bytes
             self.forgotten.setdefault(each.tenant_id, {})[each.episode_id] = entry._replace(reason=each.reason)
 
     def origins(self, tenant_id: str, ids: Iterable[str]) -> list[str]:
