@@ -152,7 +152,12 @@ def check_object(value: object, field: str, verbs: Sequence[str], of: str = "") 
 
 
 def _check_number(value: object, what: str, *, least: float = -math.inf, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not least <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or not math.isfinite(value)
+        or not least <= float(value) <= most
+    ):
         limits = f" from {least:g}" if least > -math.inf else ""
         raise wrong(what, f"a finite number{limits}{f' to {most:g}' if most < math.inf else ''}", value)
 

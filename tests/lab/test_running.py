@@ -169,10 +169,29 @@ def queries(given):
         ({}, Arm("bad", Breaks("number")), "arm 'bad', seed 0, generation 0: Breaks.act answered with int 7"),
         ({"world": Nan()}, MANY[0], "arm 'copier', seed 0, generation 0: Nan gave .* the reward nan"),
         ({"world": Raises()}, MANY[0], "arm 'copier', seed ., generation .: LookupError: the world broke"),
+        ({}, queries(None), "Own.queries gave NoneType None: a sequence of Query is due"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_cell_is_named_and_the_others_are_finished(tmp_path, options, arm, said, workers):
+    tried = experiment(arms=[arm, MANY[4]], **options)
+    with pytest.raises(ExperimentFailed, match=said) as raised:
+        tried.run_sync(tmp_path / "run", workers=workers, progress=False)
+    failed = {each.stem for each in (tmp_path / "run/failed").iterdir()}
+    finished = {each.name for each in (tmp_path / "run/cells").glob("*")}
+    assert len(raised.value.details["cells"]) == len(failed)
+    assert failed | finished == {f"{each.slug}.{seed}" for each in (arm, MANY[4]) for seed in (0, 7)}
+    assert not failed & finished
+    assert ("the others are finished in" in raised.value.message) == bool(finished)
+    assert "Traceback" in (tmp_path / "run/failed" / f"{min(failed)}.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "arm", "said"),
+    [
         ({}, used(["nope"]), "Own.act used 'nope', which is none of the 0 memories that were recalled"),
         ({}, used("nope"), "Own.act used 'nope', which is none"),
         ({}, used(5), "Own.act used 5, which is none"),
-        ({}, queries(None), "Own.queries gave NoneType None: a sequence of Query is due"),
         ({}, queries([5]), r"Own.queries gave list \[5\]: a sequence of Query is due"),
         ({}, queries(Query(3)), "Own.queries gave Query .*: a sequence of Query is due"),
         (
@@ -198,18 +217,9 @@ def queries(given):
         ),
     ],
 )
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_failed_cell_is_named_and_the_others_are_finished(tmp_path, options, arm, said, workers):
-    tried = experiment(arms=[arm, MANY[4]], **options)
-    with pytest.raises(ExperimentFailed, match=said) as raised:
-        tried.run_sync(tmp_path / "run", workers=workers, progress=False)
-    failed = {each.stem for each in (tmp_path / "run/failed").iterdir()}
-    finished = {each.name for each in (tmp_path / "run/cells").glob("*")}
-    assert len(raised.value.details["cells"]) == len(failed)
-    assert failed | finished == {f"{each.slug}.{seed}" for each in (arm, MANY[4]) for seed in (0, 7)}
-    assert not failed & finished
-    assert ("the others are finished in" in raised.value.message) == bool(finished)
-    assert "Traceback" in (tmp_path / "run/failed" / f"{min(failed)}.txt").read_text()
+def test_what_is_no_answer_query_or_task_is_named(tmp_path, options, arm, said):
+    with pytest.raises(ExperimentFailed, match=said):
+        experiment(arm, seeds=[0], **options).run_sync(tmp_path / "run", progress=False)
 
 
 def test_an_interrupted_run_leaves_nothing_running_and_goes_on_later(once, tmp_path):
