@@ -165,9 +165,11 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
                 _force(self, "vector", to_vector(self.vector))
         except InvalidRequest as error:
             raise InvalidEpisode(error.message, **error.details) from None
-        _check_text(self.task, "task")
-        _check_text(self.input, "input")
-        _check_text(self.output, "output")
+        for field in ("task", "input", "output"):
+            text = getattr(self, field)
+            _check_text(text, field)
+            if type(text) is not str:  # numpy's text, which no message carries
+                _force(self, field, str(text))
         if not self.task.strip():
             raise InvalidEpisode("task is empty: an episode without a task can not be recalled", field="task")
         _check_reward(self)

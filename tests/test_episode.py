@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 import pytest
 
-from fedlab import InvalidEpisode, InvalidVector
+from fedlab import Episode, InvalidEpisode, InvalidVector
 from fedlab.episode import MAX_TEXT, new_id, to_vector
 from fedlab.errors import InvalidRequest
 
@@ -159,3 +159,15 @@ def test_the_text_that_is_embedded_is_task_and_input(episode):
 def test_an_error_about_a_tenant_is_an_invalid_request(episode):
     with pytest.raises(InvalidRequest, match="tenant_id"):
         episode(tenant_id="../etc")
+
+
+def test_text_of_numpy_is_text():
+    episode = Episode(
+        tenant_id="t", agent_id="a", task=np.str_("t"), input=np.str_("i"), output=np.str_("o"), reward=np.float32(0.5)
+    )
+    assert [type(each) for each in (episode.task, episode.input, episode.output, episode.reward)] == [
+        str,
+        str,
+        str,
+        float,
+    ]

@@ -174,7 +174,9 @@ def _settings(pairs: Sequence[str]) -> Settings:
     given: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if name not in defaults or not equals:
+        if equals and name not in defaults:
+            raise typer.BadParameter(f"there is no setting {name!r}: `fedlab settings` lists them")
+        if not equals:
             raise typer.BadParameter(f"{pair!r} sets nothing: write NAME=VALUE; `fedlab settings` lists the names")
         # A list is written with commas.
         given[name] = value.split(",") if isinstance(defaults[name], tuple) else value

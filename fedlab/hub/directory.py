@@ -32,8 +32,9 @@ MEMORY = ":memory:"
 STAGE = "being-made"
 """The folder inside a hub's directory where a restore or a fork makes its next database."""
 _WAY_BACK = (
-    "Put a backup in its place: stop the hub, `cp -a BACKUP/. {path}` over an empty directory (database,"
-    " write-ahead log and key belong together), start it again."
+    "Put a backup in its place: stop the hub, `fedlab restore BACKUP {path} --overwrite`, start it again. A copy"
+    " made with `cp` goes back over an empty directory: `cp -a COPY/. {path}` (database, write-ahead log and key belong"
+    " together)."
 )
 
 

@@ -260,7 +260,7 @@ def _check_holds(tx: Transaction, erasure: Erasure) -> None:
     if held := tx.connection.scalars(query).all():
         raise HeldEpisodes(
             f"{len(held)} of the episodes are held ({held[0]!r} …), and nothing was erased: release them first, or"
-            " erase them with even_held=True",
+            " erase them with even_held=True (--even-held)",
             ids=list(held),
         )
 

@@ -111,7 +111,9 @@ def check_place(path: Path, manifest: BackupManifest, overwrite: bool) -> None:
         return
     except InvalidRequest as error:
         if not overwrite:
-            raise InvalidRequest(f"{error.message}, or say that what is there may be overwritten") from None
+            raise InvalidRequest(
+                f"{error.message}, or say that what is there may be overwritten (overwrite=True, --overwrite)"
+            ) from None
     if not path.is_dir() or not any((path / name).exists() for name in (DATABASE, "index", "embeddings.db")):
         raise InvalidRequest(f"{path} holds other things than a hub, and only a hub is overwritten")
     try:
@@ -222,7 +224,9 @@ def _ledgers(chain: list[Part], replaced: Path, extra: Path | None) -> list[_Led
 
 
 def _siblings(backup: Path) -> Iterable[Path]:
-    return (each.parent for each in backup.parent.glob(f"*/{MANIFEST}") if each.parent != backup)
+    """Other backups beside one; other things may have a manifest, too."""
+    beside = (each for each in backup.parent.glob(f"*/{MANIFEST}") if each.parent != backup)
+    return (each.parent for each in beside if b'"hub_id"' in each.read_bytes())
 
 
 def _ledger(place: Path, hub_id: str) -> _Ledger | None:

@@ -70,14 +70,14 @@ def connect(
             options["tls"] = ssl.create_default_context(cafile=str(tls_ca))
         except OSError as error:
             raise InvalidRequest(f"the certificates {tls_ca} can not be used: {error}") from None
+    given = os.environ.get("FEDLAB_TOKEN") or None if token is None else token
+    if given == "":
+        raise InvalidRequest(
+            "the token is empty: leave it out (None) to use your own rights on this machine", field="token"
+        )
     find_token = functools.partial(_found_token, check_url(target), tenant_id, agent_id, role)
     return RemoteConnection(
-        target,
-        token or os.environ.get("FEDLAB_TOKEN") or find_token,
-        timeout=timeout,
-        retry_for=retry_for,
-        json=json,
-        **options,
+        target, find_token if given is None else given, timeout=timeout, retry_for=retry_for, json=json, **options
     )
 
 

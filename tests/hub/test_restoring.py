@@ -391,3 +391,13 @@ def test_a_backup_can_be_restored_as_of_a_change_or_a_time_before_it(tmp_path, e
         with pytest.raises(FedlabError):
             Hub.restore(tmp_path / "backup", tmp_path / "new", at=wrong)
     assert not (tmp_path / "new").exists()
+
+
+def test_other_things_with_a_manifest_beside_a_backup_are_passed_over(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    hub.backup(tmp_path / "backup")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text('{"experiment": {}}')
+    Hub.restore(tmp_path / "backup", tmp_path / "again").close()
+    assert caplog.records == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fedlab
-from fedlab import AuthenticationError, Episode, Hub, HubUnavailable, IdConflict, InvalidRequest
+from fedlab import AuthenticationError, Episode, Hub, HubUnavailable, IdConflict, InvalidRequest, connect
 from fedlab.net import HubServer, LocalConnection
 from fedlab.net.client import RemoteConnection
 
@@ -286,3 +286,8 @@ async def test_a_token_that_was_given_is_refused_at_once(server):
     with pytest.raises(AuthenticationError):
         async with RemoteConnection(server.url, "a.b.c") as hub:
             await hub.info()
+
+
+def test_an_empty_token_is_not_the_right_of_the_owner():
+    with pytest.raises(InvalidRequest, match="token is empty"):
+        connect("ws://127.0.0.1:1", token="")
