@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +13,15 @@ from fedlab.cli.shared import AsJson, app
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(metavar="CONFIG.toml|MODULE:NAME", help="What to run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run's directory; one that was begun goes on.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The run's directory; one that was begun goes on.",
+            show_default="runs/CONFIG or runs/NAME",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     hub: Annotated[str | None, typer.Option(help="URL of a live hub, of which the cells become tenants.")] = None,
     keep_hubs: Annotated[bool, typer.Option("--keep-hubs", help="Keep the hub of each cell, in hub/.")] = False,
@@ -21,7 +29,12 @@ def run(
     """Run an experiment, or what is missing of it."""
     from fedlab.lab.config import load
 
-    load(experiment).run_sync(output, workers=workers, hub=hub, keep_hubs=keep_hubs)
+    loaded = load(experiment)
+    if output is None:
+        name = Path(experiment).stem if experiment.endswith(".toml") else experiment.partition(":")[2]
+        output = Path("runs", name)
+    typer.echo(f"The run is in {output}", err=True)
+    loaded.run_sync(output, workers=workers, hub=hub, keep_hubs=keep_hubs)
     results(output)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,7 +33,7 @@ from fedlab.lab.world import Task
 from fedlab.retention import KeepForever, MaxEpisodes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -420,12 +421,12 @@ def tasks_of(experiment: Experiment, world: World, seed: int, generation: int) -
         InvalidRequest: If the world gives fewer than are needed, or what is no task.
     """
     wanted = experiment.agents_per_generation * experiment.tasks_per_agent
-    given = list(world.tasks(stream(seed, "tasks", generation), wanted, generation))
-    if len(given) != wanted or not all(isinstance(each, Task) for each in given):
-        raise InvalidRequest(
-            f"{type(world).__name__}.tasks gave {len(given)} ({given[:1]!r:.80} …) where {wanted} Tasks are needed",
-            field="tasks",
-        )
+    found = world.tasks(stream(seed, "tasks", generation), wanted, generation)
+    given = list(found) if isinstance(found, Iterable) else [found]
+    wrong = [f"{type(each).__name__} {each!r:.80}" for each in given if not isinstance(each, Task)]
+    if wrong or len(given) != wanted:
+        what = f"{wrong[0]}, which is no Task," if wrong else f"{len(given)} Tasks"
+        raise InvalidRequest(f"{type(world).__name__}.tasks gave {what} where {wanted} Tasks are needed", field="tasks")
     return [each if each.vector is None else each._replace(vector=to_vector(each.vector)) for each in given]
 
 

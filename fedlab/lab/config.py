@@ -64,9 +64,12 @@ def experiment_of(data: dict[str, Any]) -> Experiment:
         if name not in given:
             raise InvalidRequest(f"an experiment needs {name}", field=name)
     given["world"] = _made(given["world"], worlds)
-    given["arms"] = [_arm(dict(each)) for each in given["arms"]]
+    arms = given["arms"]
+    if not isinstance(arms, list) or not all(isinstance(each, dict) for each in arms):
+        raise InvalidRequest(f"arms must be tables, each under a line [[arms]], not {arms!r:.80}", field="arms")
+    given["arms"] = [_arm(dict(each)) for each in arms]
     if "generation_interval_days" in given:
-        given["generation_interval"] = timedelta(days=given.pop("generation_interval_days"))
+        given["generation_interval"] = _called(timedelta, {"days": given.pop("generation_interval_days")})
     if isinstance(given.get("seeds"), int):
         given["seeds"] = range(given["seeds"])
     experiment: Experiment = _called(Experiment, given)
@@ -76,7 +79,7 @@ def experiment_of(data: dict[str, Any]) -> Experiment:
 def _arm(given: dict[str, Any]) -> Arm:
     if "learner" in given:
         given["learner"] = _made(given["learner"], learners)
-    if "retention" in given:
+    if isinstance(given.get("retention"), str):
         given["retention"] = RetentionPolicy.parse(given["retention"])
     if isinstance(given.get("recall"), dict):
         recall = dict(given["recall"])

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedlab import _html
 from fedlab.agent.spawning import check_lifetime
-from fedlab.errors import InvalidRequest
-from fedlab.lab.arm import Arm, Islands
+from fedlab.lab.arm import Arm, Islands, check_object, wrong
 from fedlab.recall import check_count
 
 if TYPE_CHECKING:
@@ -63,14 +62,14 @@ class Experiment:
         for name in ("generations", "agents_per_generation", "tasks_per_agent"):
             check_count(getattr(self, name), name, least=1)
         if not isinstance(self.generation_interval, timedelta) or self.generation_interval <= timedelta(0):
-            raise _wrong("generation_interval", "a timedelta above zero", self.generation_interval)
+            raise wrong("generation_interval", "a timedelta above zero", self.generation_interval)
         if not isinstance(self.seeds, Iterable) or isinstance(self.seeds, str):
-            raise _wrong("seeds", "numbers from 0, such as range(10)", self.seeds)
+            raise wrong("seeds", "numbers from 0, such as range(10)", self.seeds)
         object.__setattr__(self, "seeds", tuple(check_count(seed, "seeds") for seed in self.seeds))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise _wrong("seeds", "different numbers, at least one", self.seeds)
+            raise wrong("seeds", "different numbers, at least one", self.seeds)
         check_lifetime(self.lifetime, any_lifetime=False)
-        _check_world(self.world)
+        check_object(self.world, "world", ("tasks", "reward"))
         _check_arms(self.arms, self.agents_per_generation)
 
     async def run(
@@ -119,27 +118,15 @@ class Experiment:
         )
 
 
-def _check_world(world: object) -> None:
-    for verb in ("tasks", "reward"):
-        if not callable(getattr(world, verb, None)):
-            raise _wrong("world", f"an object with tasks and reward (this one has no {verb})", world)
-
-
 def _check_arms(arms: Sequence[object], agents: int) -> None:
     names: set[str] = set()
     for arm in arms:
         if not isinstance(arm, Arm):
-            raise _wrong("arms", "Arms", arm)
-        if not callable(getattr(arm.learner, "act", None)):
-            raise _wrong("learner", f"an object with act (that of arm {arm.name!r} has none)", arm.learner)
+            raise wrong("arms", "Arms", arm)
         if arm.name in names:
-            raise _wrong("arms", "of different names", arm.name)
+            raise wrong("arms", "of different names", arm.name)
         names.add(arm.name)
         if isinstance(arm.sharing, Islands) and not 1 <= arm.sharing.tenants <= agents:
-            raise _wrong("sharing", f"1 to {agents} tenants, as many as there are agents", arm.sharing.tenants)
+            raise wrong("sharing", f"1 to {agents} tenants, as many as there are agents", arm.sharing.tenants)
     if not names:
-        raise _wrong("arms", "at least one Arm", arms)
-
-
-def _wrong(field: str, wanted: str, value: object) -> InvalidRequest:
-    return InvalidRequest(f"{field} must be {wanted}, not {type(value).__name__} {value!r:.80}", field=field)
+        raise wrong("arms", "at least one Arm", arms)

@@ -90,8 +90,10 @@ class Run:
                     failures = await self._elsewhere(todo, bar, workers)
             self._note_time(began, len(todo) - len(failures))
         if failures:
+            cells = len(self._cells)
+            others = f", the others are finished in {self.directory}" if len(failures) < cells else ""
             raise ExperimentFailed(
-                f"{len(failures)} of {len(self._cells)} cells failed, the others are finished in {self.directory}."
+                f"{len(failures)} of {cells} cells failed{others}."
                 f" Run it again to try them again. {failures[0]}" + (" …" if len(failures) > 1 else ""),
                 cells=failures,
             )
@@ -141,17 +143,21 @@ class Run:
 
     async def _warm(self) -> None:
         """Embed all texts once, here, so that no worker needs the model."""
-        for seed in self.experiment.seeds:
-            world = seeded(self.experiment.world, seed)
-            every = [tasks_of(self.experiment, world, seed, each) for each in range(self.experiment.generations)]
-            for arm in self.experiment.arms:
-                embedder, similar = embedder_of(self.experiment, arm, world, every[0], live=self._hub is not None)
-                if similar and getattr(world, "dimension", None) is None:
-                    with Vectors(embedder) as vectors:
-                        await vectors.learn_tasks(task for tasks in every for task in tasks)
-                        # A copy: what `prepare` puts there does not travel to another process.
-                        if (prepare := getattr(copy.copy(arm.learner), "prepare", None)) is not None:
-                            prepare(world, vectors.embed)
+        for arm, seed in self._cells:
+            # What a world or a learner of one's own raises here it raises again in its cell, which is then named.
+            with contextlib.suppress(Exception):
+                await self._warm_cell(arm, seed)
+
+    async def _warm_cell(self, arm: Arm, seed: int) -> None:
+        world = seeded(self.experiment.world, seed)
+        every = [tasks_of(self.experiment, world, seed, each) for each in range(self.experiment.generations)]
+        embedder, similar = embedder_of(self.experiment, arm, world, every[0], live=self._hub is not None)
+        if similar and getattr(world, "dimension", None) is None:
+            with Vectors(embedder) as vectors:
+                await vectors.learn_tasks(task for tasks in every for task in tasks)
+                # A copy: what `prepare` puts there does not travel to another process.
+                if (prepare := getattr(copy.copy(arm.learner), "prepare", None)) is not None:
+                    prepare(world, vectors.embed)
 
     def _kept(self, arm: Arm, seed: int) -> Path | None:
         """Where a cell's hub stays; what an interrupted attempt left is gone first."""

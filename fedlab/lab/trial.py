@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedlab.errors import InvalidRequest
@@ -13,7 +14,7 @@ from fedlab.lab.world import Outcome, Task, attempt
 from fedlab.recall import SIMILARITY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Sequence
 
     import numpy as np
 
@@ -101,7 +102,7 @@ class Trials:
             if inspect.isawaitable(answer):
                 answer = await answer
             answer = _checked_answer(answer, self._learner)
-            steps.append(_step(asked, memories, answer))
+            steps.append(_step(asked, memories, answer, self._learner))
             asked, outcomes = _advance(walk, answer.output)
         return _paired(task, steps, _checked_outcomes(outcomes, self._world))
 
@@ -143,9 +144,20 @@ def _once(lists: Iterable[Sequence[Memory]]) -> list[Memory]:
 
 
 def queries(arm: Arm, learner: Learner, task: Task) -> Sequence[Query]:
-    """What is asked for a task: what the learner wants, or in its place what the arm says."""
+    """What is asked for a task: what the learner wants, or in its place what the arm says.
+
+    Raises:
+        InvalidRequest: If the learner wants what is no sequence of Query.
+    """
     own = getattr(learner, "queries", None)
-    wanted = (Query(),) if own is None else own(task)
+    given = (Query(),) if own is None else own(task)
+    wanted = tuple(given) if isinstance(given, Iterable) else (given,)
+    if isinstance(given, Query) or not all(isinstance(each, Query) for each in wanted):
+        raise InvalidRequest(
+            f"{type(learner).__name__}.queries gave {type(given).__name__} {given!r:.80}: a sequence of Query is due,"
+            " such as [Query(k=10)], or () to recall nothing",
+            field="queries",
+        )
     return (arm.recall,) if arm.recall is not None and wanted else wanted
 
 
@@ -189,15 +201,17 @@ def _checked_outcomes(outcomes: object, world: World) -> list[Outcome]:
     return several
 
 
-def _step(task: Task, memories: Sequence[Memory], answer: Answer) -> Step:
+def _step(task: Task, memories: Sequence[Memory], answer: Answer, learner: Learner) -> Step:
     recalled = tuple(memory.episode.id for memory in memories)
-    return Step(
-        task,
-        recalled,
-        recalled if answer.used is None else tuple(answer.used),
-        max((memory.similarity for memory in memories), default=None),
-        answer.metadata,
-    )
+    used = recalled if answer.used is None else answer.used
+    given = (used,) if isinstance(used, str) or not isinstance(used, Iterable) else tuple(used)
+    if unknown := [each for each in given if each not in recalled]:
+        raise InvalidRequest(
+            f"{type(learner).__name__}.act used {unknown[0]!r:.80}, which is none of the {len(recalled)} memories that"
+            " were recalled: used is a sequence of their ids",
+            field="used",
+        )
+    return Step(task, recalled, given, max((memory.similarity for memory in memories), default=None), answer.metadata)
 
 
 def _paired(task: Task, steps: Sequence[Step], outcomes: Sequence[Outcome]) -> list[Trial]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Generator
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from fedlab.episode import to_vector
 from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -104,13 +105,29 @@ def attempt(world: World, task: Task, rng: np.random.Generator) -> Generator[Tas
         world: Its own `attempt`, if it has one; otherwise one answer and its reward.
         task: Of this world.
         rng: For what is random in the world.
+
+    Raises:
+        InvalidRequest: If the world's own is no generator, or yields what is no Task.
     """
     own = getattr(world, "attempt", None)
-    if own is not None:
-        outcome: Outcome | list[Outcome] = yield from own(task, rng)
-        return outcome
-    output = yield task
-    return Outcome(output, world.reward(task, output), answer=task.answer)
+    if own is None:
+        output = yield task
+        return Outcome(output, world.reward(task, output), answer=task.answer)
+    walk, given = own(task, rng), None
+    _must(
+        isinstance(walk, Generator),
+        world,
+        f"has an attempt that gave {type(walk).__name__} {walk!r:.80} and is no generator: it must yield each Task"
+        " that is to be answered, and return what came of it",
+    )
+    while True:
+        try:
+            asked = walk.send(given)
+        except StopIteration as end:
+            outcome: Outcome | list[Outcome] = end.value
+            return outcome
+        _must(isinstance(asked, Task), world, f"yields {type(asked).__name__} {asked!r:.80} in attempt, and no Task")
+        given = yield asked
 
 
 def check_world(world: World) -> None:

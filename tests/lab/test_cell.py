@@ -281,9 +281,9 @@ def test_similarity_that_is_asked_for_late_is_refused(tmp_path):
         ({"arms": [ARMS[0], ARMS[0]]}, "arms must be of different names, not str 'copier'"),
         ({"arms": []}, "at least one Arm"),
         ({"arms": ["copier"]}, "arms must be Arms, not str 'copier'"),
-        ({"arms": [Arm("a", object())]}, "learner must be an object with act"),
         ({"arms": [Arm("a", Copier(), sharing=Islands(3))]}, "1 to 2 tenants"),
         ({"world": object()}, "world must be an object with tasks and reward"),
+        ({"world": Parity}, r"world must be an object, such as Parity\(…\), and no class"),
         ({"generations": 0}, "generations must be an integer from 1, not 0"),
         ({"seeds": [1, 1]}, "seeds must be different numbers"),
         ({"seeds": [-1]}, "seeds must be an integer from 0, not -1"),
@@ -296,6 +296,47 @@ def test_similarity_that_is_asked_for_late_is_refused(tmp_path):
 def test_a_wrong_experiment_is_refused(changed, said):
     with pytest.raises(InvalidRequest, match=said):
         experiment(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"write": "success"}, "write of arm 'a' must be 'everything', 'successes' or a NoisyEvaluator, not str 'succ"),
+        ({"sharing": "island"}, "sharing of arm 'a' must be 'all', 'none' or Islands, not str 'island'"),
+        ({"feedback": "corective"}, "feedback of arm 'a' must be 'bandit' or 'corrective', not str 'corective'"),
+        ({"recall": 5}, "recall of arm 'a' must be a Query or None, not int 5"),
+        ({"capacity": 0}, "capacity of arm 'a' must be an integer from 1, or None, not int 0"),
+        ({"capacity": 2.5}, "capacity of arm 'a' must be .*, not float 2.5"),
+        ({"capacity": True}, "capacity of arm 'a' must be .*, not bool True"),
+        (
+            {"retention": "MaxAge(3)"},
+            r"retention of arm 'a' must be .* RetentionPolicy.parse\(.*, not str 'MaxAge\(3\)",
+        ),
+        ({"name": 7}, "name of an Arm must be a text that is not empty, not int 7"),
+        ({"name": ""}, "name of an Arm must be a text that is not empty, not str ''"),
+        ({"learner": object()}, "learner of arm 'a' must be an object with act"),
+        ({"learner": Copier}, r"learner of arm 'a' must be an object, such as Copier\(…\), and no class"),
+    ],
+)
+def test_a_wrong_arm_is_refused(changed, said):
+    with pytest.raises(InvalidRequest, match=said) as raised:
+        Arm(**{"name": "a", "learner": Copier(), **changed})
+    assert [raised.value.details["field"]] == list(changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        (Islands, (2, 3.0), "migration must be a finite number from 0 to 1, not float 3.0"),
+        (Islands, (2.5,), "tenants must be an integer from 1, not 2.5"),
+        (NoisyEvaluator, ("a",), "sigma must be a finite number from 0, not str 'a'"),
+        (NoisyEvaluator, (-1,), "sigma must be a finite number from 0, not int -1"),
+        (NoisyEvaluator, (1, float("nan")), "threshold must be a finite number, not float nan"),
+    ],
+)
+def test_a_wrong_number_of_an_arm_is_refused(kind, values, said):
+    with pytest.raises(InvalidRequest, match=said):
+        kind(*values)
 
 
 def test_retention_by_recalls_works_in_a_cell(tmp_path):

@@ -57,11 +57,21 @@ def test_a_file_says_what_is_run(tmp_path):
         (('"MaxAge(90)"', '"MaxAge(ninety)"'), "is no retention policy"),
         (("generations = 2", "generations == 2"), "is no TOML"),
         (("generations = 2", "generation = 2"), "Experiment can not be made of"),
+        (("sharing = {tenants = 2, migration = 0.5}", 'sharing = "island"'), "sharing of arm 'ninety days' must be"),
+        (('"MaxAge(90)"', "90"), "retention of arm 'ninety days' must be a RetentionPolicy, .*, not int 90"),
+        (("_days = 5", '_days = "x"'), "timedelta can not be made of"),
     ],
 )
 def test_a_file_that_is_wrong_is_refused(tmp_path, changed, said):
     (tmp_path / "e.toml").write_text(CONFIG.replace(*changed))
     with pytest.raises(InvalidRequest, match=said):
+        load(str(tmp_path / "e.toml"))
+
+
+@pytest.mark.parametrize("arms", ["3", '["x"]', '{name = "x"}'])
+def test_arms_that_are_no_tables_are_refused(tmp_path, arms):
+    (tmp_path / "e.toml").write_text(f"arms = {arms}\n{CONFIG.partition('[[arms]]')[0]}")
+    with pytest.raises(InvalidRequest, match=r"arms must be tables, each under a line \[\[arms\]\], not "):
         load(str(tmp_path / "e.toml"))
 
 
@@ -88,6 +98,17 @@ def test_the_shell_runs_an_experiment_of_a_module(tmp_path, capsys):
     main_ok("run", "tests.lab.test_config:IN_A_MODULE", "-o", str(tmp_path / "run"), "--workers", "2", "--keep-hubs")
     assert "copier" in capsys.readouterr().out
     assert (tmp_path / "run/hub/copier.3/hub.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "place"), [("e.toml", "runs/e"), ("tests.lab.test_config:IN_A_MODULE", "runs/IN_A_MODULE")]
+)
+def test_without_an_output_a_run_is_named_after_its_experiment(tmp_path, capsys, monkeypatch, target, place):
+    (tmp_path / "e.toml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    main_ok("run", target)
+    assert capsys.readouterr().err.startswith(f"The run is in {place}\n")
+    assert Results.open(tmp_path / place).generations.height
 
 
 def test_a_directory_without_a_run_is_named(tmp_path, capsys):

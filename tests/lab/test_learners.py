@@ -159,6 +159,8 @@ def broken(**parts):
         (broken(reward=lambda self, task, output: float("nan")), "nan, which is no finite number"),
         (broken(reward=lambda self, task, output: None), "None, which is no finite number"),
         (broken(dimension=3), "brings no vector"),
+        (broken(attempt=lambda self, task, rng: Outcome("fruit", 1.0)), "attempt that gave Outcome .* no generator"),
+        (broken(attempt=lambda self, task, rng: (yield "a task")), "yields str 'a task' in attempt, and no Task"),
         (broken(founders=lambda self, rng: [Outcome("x", 1.0)]), "founders without an input"),
     ],
 )

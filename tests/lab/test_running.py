@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, InvalidRequest, MaxAge
-from fedlab.lab import Arm, Islands, NoisyEvaluator, Outcome
+from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 
 MANY = [
@@ -149,6 +149,19 @@ class Raises(Parity):
         return Outcome(output, self.reward(task, output))
 
 
+def own(base, **parts):
+    """A world or a learner with a part that is wrong."""
+    return type("Own", (base,), parts)()
+
+
+def used(ids):
+    return Arm("bad", own(Copier, act=lambda self, task, memories, rng: Answer("odd", ids)))
+
+
+def queries(given):
+    return Arm("bad", own(Copier, queries=lambda self, task: given))
+
+
 @pytest.mark.parametrize(
     ("options", "arm", "said"),
     [
@@ -156,6 +169,7 @@ class Raises(Parity):
         ({}, Arm("bad", Breaks("number")), "arm 'bad', seed 0, generation 0: Breaks.act answered with int 7"),
         ({"world": Nan()}, MANY[0], "arm 'copier', seed 0, generation 0: Nan gave .* the reward nan"),
         ({"world": Raises()}, MANY[0], "arm 'copier', seed ., generation .: LookupError: the world broke"),
+        ({}, queries(None), "Own.queries gave NoneType None: a sequence of Query is due"),
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
@@ -168,7 +182,44 @@ def test_a_failed_cell_is_named_and_the_others_are_finished(tmp_path, options, a
     assert len(raised.value.details["cells"]) == len(failed)
     assert failed | finished == {f"{each.slug}.{seed}" for each in (arm, MANY[4]) for seed in (0, 7)}
     assert not failed & finished
+    assert ("the others are finished in" in raised.value.message) == bool(finished)
     assert "Traceback" in (tmp_path / "run/failed" / f"{min(failed)}.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "arm", "said"),
+    [
+        ({}, used(["nope"]), "Own.act used 'nope', which is none of the 0 memories that were recalled"),
+        ({}, used("nope"), "Own.act used 'nope', which is none"),
+        ({}, used(5), "Own.act used 5, which is none"),
+        ({}, queries([5]), r"Own.queries gave list \[5\]: a sequence of Query is due"),
+        ({}, queries(Query(3)), "Own.queries gave Query .*: a sequence of Query is due"),
+        (
+            {"world": own(Parity, attempt=lambda self, task, rng: Outcome("odd", 1.0))},
+            MANY[0],
+            "the world Own has an attempt that gave Outcome .* and is no generator",
+        ),
+        (
+            {"world": own(Parity, attempt=lambda self, task, rng: (yield "a task"))},
+            MANY[0],
+            "the world Own yields str 'a task' in attempt, and no Task",
+        ),
+        (
+            {"world": own(Parity, tasks=lambda self, rng, n, generation: ["a task"] * n)},
+            MANY[0],
+            "Own.tasks gave str 'a task', which is no Task, where 8 Tasks are needed",
+        ),
+        ({"world": own(Parity, tasks=lambda self, rng, n, generation: None)}, MANY[0], "Own.tasks gave NoneType None"),
+        (
+            {"world": own(Parity, tasks=lambda self, rng, n, generation: [])},
+            MANY[0],
+            "Own.tasks gave 0 Tasks where 8 Tasks are needed",
+        ),
+    ],
+)
+def test_what_is_no_answer_query_or_task_is_named(tmp_path, options, arm, said):
+    with pytest.raises(ExperimentFailed, match=said):
+        experiment(arm, seeds=[0], **options).run_sync(tmp_path / "run", progress=False)
 
 
 def test_an_interrupted_run_leaves_nothing_running_and_goes_on_later(once, tmp_path):
