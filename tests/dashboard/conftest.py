@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -48,6 +49,8 @@ def look_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Look]:
             app.switch_page(f"views/{page}.py").run()
         return app
 
+    # AppTest leaves its page behind as the main module, which process pools of later tests would run again.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     yield look
     st.cache_data.clear()
     st.cache_resource.clear()  # which closes the hubs
