@@ -131,7 +131,7 @@ WORLDS = [
 ]
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=repr)
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: type(world).__name__)
 def test_every_world_and_its_learners_pass_their_check(world):
     check_world(world)
     special = {worlds.CumulativeCulture: learners.GumbelImitator(), worlds.IteratedLearning: learners.BayesianSampler()}
