@@ -11,15 +11,15 @@ crashes if one is cleared or loaded under a search.
 
 from __future__ import annotations
 
-import itertools
-import math
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedlab.hub.neighbours import Neighbours
+from fedlab.hub import searching
+from fedlab.hub.neighbours import Kept, Neighbours
+from fedlab.hub.searching import Hit, View, rows_of, vectors_of
 from fedlab.hub.sketches import unit
 from fedlab.recall import SIMILARITY, Filter, best
 
@@ -38,48 +38,8 @@ EXACT = 20_000
 """Up to here the matrix is as fast as a graph, and exact (0.12 ms for 10,000 rows of 384)."""
 TAIL = 4_096
 """Rows beyond a graph that are searched exactly until they are moved into it."""
-FEW = 2_000
-"""Up to here the rows that pass a filter are all compared, whatever the graph would say."""
 AHEAD = 20
 """How many times the memories that are compared are looked for: of most policies enough stay."""
-CHUNK = 5_000
-TOGETHER = 64
-"""Queries that are compared with all rows at once."""
-MARGIN = 1e-4
-"""More than rounding can make of a cosine."""
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-class Hit(NamedTuple):
-    """One row that a search found."""
-
-    id: int
-    similarity: float
-    score: float
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What a reader sees: the first `n` rows of the columns, the graph, and the tail's vectors.
-
-    Args:
-        n: Rows.
-        first: Row at which the tail begins; those before are in the graph.
-        ids: Ascending, shape (capacity,).
-        alive: False where a row was forgotten.
-        tail: Unit vectors of the rows from `first` on, shape (capacity, dimension), float32.
-    """
-
-    n: int
-    first: int
-    ids: Array
-    rewards: Array
-    created_at: Array
-    tasks: Array
-    agents: Array
-    alive: Array
-    tail: Array
-    graph: Graph | None
 
 
 class Columns(NamedTuple):
@@ -157,7 +117,7 @@ class TenantIndex:
         """Take rows out; ids that are not there do no harm."""
         with self._lock:
             view = self._view
-            rows = _rows_of(view, np.asarray(sorted(ids), np.int64))
+            rows = rows_of(view, np.asarray(sorted(ids), np.int64))
             rows = rows[view.alive[rows]]
             view.alive[rows] = False
             # They stay in the graph until it is built anew: the first search after a removal from a graph of
@@ -173,6 +133,8 @@ class TenantIndex:
         fresh._agents, agents = _recoded(self._agents, view.agents[rows])
         kept = {name: getattr(view, name)[rows] for name in ("ids", "rewards", "created_at", "alive", "tail")}
         fresh._view = replace(view, n=len(rows), tasks=tasks, agents=agents, **kept)
+        known = self._neighbours.kept(rows[rows < self.known], view.tasks)
+        fresh._neighbours = Neighbours(known, tasks)
         return fresh
 
     def move_to_graph(self, graph_type: type[Graph], stop: threading.Event) -> None:
@@ -214,10 +176,10 @@ class TenantIndex:
         view = self._view
         if view.n == 0:
             return [[] for _ in ([0] if queries is None else queries)]
-        vectors = None if queries is None else np.stack([_unit_vector(query) for query in queries])
+        vectors = None if queries is None else np.stack([searching.unit_vector(query) for query in queries])
         if vectors is not None and where.passes_all and policy.only_similarity:
             # No column is looked at whole: with a graph, that would take ten times the time of the search.
-            return _search(view, vectors, k, policy, None, view.n - self.dead)
+            return searching.search(view, vectors, k, policy, None, view.n - self.dead)
         mask = self._mask(view, where)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
@@ -225,10 +187,12 @@ class TenantIndex:
         if vectors is None or not policy.similarity:
             top = best(base, view.created_at[: view.n], view.ids[: view.n], k)
             similar = (
-                [np.zeros(len(top))] if vectors is None else [_similarities(view, top, each[None]) for each in vectors]
+                [np.zeros(len(top))]
+                if vectors is None
+                else [searching.similarities(view, top, each[None]) for each in vectors]
             )
-            return [_hits(view, top, similarity, base[top]) for similarity in similar]
-        return _search(view, vectors, k, policy, base, view.n if mask is None else int(np.count_nonzero(mask)))
+            return [searching.hits_of(view, top, similarity, base[top]) for similarity in similar]
+        return searching.search(view, vectors, k, policy, base, view.n if mask is None else int(np.count_nonzero(mask)))
 
     def compare(self, queries: Sequence[Array], k: int, without: Array) -> list[tuple[list[Hit], list[Hit]]]:
         """What each query finds by similarity, and what it would find if some rows (ascending ids) were gone.
@@ -239,7 +203,7 @@ class TenantIndex:
         key = view.n, self.dead, k, vectors.tobytes()
         known = self._compared
         if known is None or known[0] != key:
-            found = _search(view, vectors, AHEAD * k, SIMILARITY, None, view.n - self.dead)
+            found = searching.search(view, vectors, AHEAD * k, SIMILARITY, None, view.n - self.dead)
             known = self._compared = key, found
         ids = np.array([hit.id for hits in known[1] for hit in hits], np.int64)
         gone = set(ids[np.isin(ids, without)].tolist())
@@ -247,12 +211,12 @@ class TenantIndex:
         short = [number for number, hits in enumerate(left) if len(hits) < k]
         if short:
             kept = view.alive[: view.n].copy()
-            kept[_rows_of(view, without)] = False
+            kept[rows_of(view, without)] = False
             rows = np.flatnonzero(kept)
             if len(rows) <= view.n // 10:
-                others = _best_of_each(view, vectors[short], rows, k)
+                others = searching.best_of_each(view, vectors[short], rows, k)
             else:
-                others = _search(view, vectors[short], k, SIMILARITY, np.where(kept, 0.0, -np.inf), len(rows))
+                others = searching.search(view, vectors[short], k, SIMILARITY, np.where(kept, 0.0, -np.inf), len(rows))
             for number, hits in zip(short, others, strict=True):
                 left[number] = hits
         return [(before[:k], after[:k]) for before, after in zip(known[1], left, strict=True)]
@@ -260,7 +224,7 @@ class TenantIndex:
     def describe(self, ids: Array) -> Columns:
         """What is known of rows (ascending ids); of those that are not there, nothing."""
         view = self._view
-        rows = _rows_of(view, ids)
+        rows = rows_of(view, ids)
         return Columns(
             view.rewards[rows],
             view.created_at[rows],
@@ -276,7 +240,7 @@ class TenantIndex:
             ids: Ascending; those that are not there are left out.
         """
         view = self._view
-        rows = _rows_of(view, view.ids[: view.n] if ids is None else ids)
+        rows = rows_of(view, view.ids[: view.n] if ids is None else ids)
         rows = rows[view.alive[rows]]
         made = {
             "reward": lambda: view.rewards[rows],
@@ -290,6 +254,27 @@ class TenantIndex:
     def lags(self) -> bool:
         """Whether it is not yet known what is near what in the graph."""
         return self._neighbours.n < self._view.first
+
+    @property
+    def known(self) -> int:
+        """How many rows, from the first on, are known with what is near them."""
+        return self._neighbours.n
+
+    def remember(self, end: int | None = None) -> tuple[Array, Kept]:
+        """What is known of the live rows before `end` that are known: their ids, and what is near what."""
+        view = self._view
+        rows = np.flatnonzero(view.alive[: min(self.known, view.n if end is None else end)])
+        return view.ids[rows], self._neighbours.kept(rows, view.tasks)
+
+    def recognize(self, ids: Array, known: Kept) -> bool:
+        """Take over what another index of this tenant remembered; false if it lacks a row before its last."""
+        view = self._view
+        own = view.ids[: np.searchsorted(view.ids[: view.n], ids[-1], "right")] if len(ids) else ids
+        rows = np.searchsorted(ids, own)
+        if (ids[rows] != own).any():
+            return False
+        self._neighbours = Neighbours(known.part(rows), view.tasks)
+        return True
 
     def near(self, ids: Array) -> tuple[Array, Array, Array]:
         """Which of some episodes are near each other, and which are known in full.
@@ -313,18 +298,18 @@ class TenantIndex:
 
     def sketches(self, ids: Array) -> Array:
         """Of episodes that `near` was asked for, ascending, shape (n, 32)."""
-        return self._neighbours.sketches(_rows_of(self._view, ids))
+        return self._neighbours.sketches(rows_of(self._view, ids))
 
     def _follow(self, view: View, end: int, stop: threading.Event | None = None) -> None:
-        self._neighbours.follow(view.tasks[:end], lambda rows: _vectors(view, rows), stop)
+        self._neighbours.follow(view.tasks[:end], lambda rows: vectors_of(view, rows), stop)
 
     def holds(self, ids: Array, vectors: Array) -> Array:
         """Whether the index has these unit vectors under these ids (ascending), up to its precision."""
         view = self._view
-        rows = _rows_of(view, ids)
+        rows = rows_of(view, ids)
         if len(rows) != len(ids):
             return np.zeros(len(ids), np.bool_)
-        return np.asarray(np.abs(_vectors(view, rows) - vectors).max(axis=1) < 1e-3, np.bool_)
+        return np.asarray(np.abs(vectors_of(view, rows) - vectors).max(axis=1) < 1e-3, np.bool_)
 
     def _mask(self, view: View, where: Filter) -> Array | None:
         """Which rows may be returned; None for all."""
@@ -356,149 +341,6 @@ class TenantIndex:
         return replace(view, **changed) if changed else view
 
 
-def _search(
-    view: View, vectors: Array, k: int, policy: RecallPolicy, base: Array | None, matching: int
-) -> list[list[Hit]]:
-    """The k best rows for each of some unit vectors, by similarity and `base`, which is -inf where a row must not be
-    found; None stands for zero where a row is alive.
-    """
-    if view.first:
-        return [_search_graph(view, each, k, policy, base, matching) for each in vectors]
-    n = view.n
-    dead = None if base is not None or matching == n else ~view.alive[:n]
-    found: list[list[Hit]] = []
-    for start in range(0, len(vectors), TOGETHER):
-        part = vectors[start : start + TOGETHER]
-        score = part @ view.tail[:n].T
-        if base is not None:
-            score = base + policy.similarity * score
-        elif dead is not None:
-            score[:, dead] = -np.inf
-        # The last digits of a product of matrices depend on their shapes: it only says which rows are looked at.
-        margin = MARGIN * (1 if base is None else abs(policy.similarity))
-        least = np.partition(score, n - k, axis=1)[:, n - k, None] - margin if n > k else -np.inf
-        which, rows = np.divmod(np.flatnonzero(score >= np.maximum(least, np.finfo(score.dtype).min)), n)
-        similarity = _similarities(view, rows, part, which)
-        exact = policy.similarity * similarity
-        if base is not None:
-            exact += base[rows]
-        order = np.lexsort((-view.ids[rows], -view.created_at[rows], -exact, which))
-        counts = np.bincount(which, minlength=len(part))
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        order = order[np.arange(len(order)) - first < k]
-        hits = iter(_hits(view, rows[order], similarity[order], exact[order]))
-        found += [list(itertools.islice(hits, count)) for count in np.minimum(counts, k).tolist()]
-    return found
-
-
-def _search_graph(
-    view: View, vector: Array, k: int, policy: RecallPolicy, base: Array | None, matching: int
-) -> list[Hit]:
-    """A search where most rows are in a graph: candidates first, then their exact scores.
-
-    Candidates are the most similar rows and the rows with the largest `base`. Whatever is in neither group
-    can score at most (smallest similarity of the first) + (smallest base of the second): when the k-th best
-    reaches that bound, no better row is left (the threshold algorithm of Fagin, Lotem and Naor 2003).
-    Otherwise four times as many are taken. Filtered rows have a base of -inf; None stands for zero where a row is
-    alive.
-    """
-    k = min(k, matching)
-    if k == 0:
-        return []
-    wanted = max(32, 2 * k * view.n // matching)
-    while matching > FEW and policy.similarity > 0 and wanted < view.n // 4:
-        rows, least = _most_similar(view, vector, wanted)
-        bound = policy.similarity * least
-        if base is not None and not policy.only_similarity:
-            richest = np.argpartition(base, view.n - wanted)[-wanted:]
-            rows = np.union1d(rows, richest)
-            bound += float(base[richest].min())
-        rows = rows[view.alive[rows] if base is None else np.isfinite(base[rows])]
-        hits = _best_of(view, vector, rows, k, policy, base)
-        # The graph's own distances are of lower precision than the exact ones: allow for that.
-        if len(hits) == k and hits[-1].score >= bound - 1e-3 * policy.similarity:
-            return hits
-        wanted *= 4
-    # A copy: NumPy counts first and fills afterwards, and another thread may forget a row in between.
-    rows = np.flatnonzero(view.alive[: view.n].copy() if base is None else np.isfinite(base))
-    return _best_of(view, vector, rows, k, policy, base)
-
-
-def _most_similar(view: View, vector: Array, wanted: int) -> tuple[Array, float]:
-    """About `wanted` most similar rows of graph and tail, ascending, and the similarity of the least."""
-    assert view.graph is not None
-    found = view.graph.search(vector.astype(np.float16), wanted, threads=1)
-    rows = _rows_of(view, np.sort(np.asarray(found.keys[: len(found)], np.int64)))
-    least = 1.0 - float(found.distances[len(found) - 1]) if len(found) == wanted else -1.0
-    tail = view.tail[: view.n - view.first] @ vector
-    if len(tail) > wanted:
-        top = np.argpartition(tail, len(tail) - wanted)[-wanted:]
-        return np.union1d(rows, top + view.first), max(least, float(tail[top].min()))
-    return np.union1d(rows, np.arange(view.first, view.n)), least
-
-
-def _best_of(view: View, vector: Array, rows: Array, k: int, policy: RecallPolicy, base: Array | None) -> list[Hit]:
-    """The k best of some rows, by their exact scores."""
-    similarity = _similarities(view, rows, vector[None])
-    score = policy.similarity * similarity
-    if base is not None:
-        score += base[rows]
-    top = best(score, view.created_at[rows], view.ids[rows], k)
-    return _hits(view, rows[top], similarity[top], score[top])
-
-
-def _best_of_each(view: View, vectors: Array, rows: Array, k: int) -> list[list[Hit]]:
-    """The k of some rows that are most similar to each of the vectors; a row's vector is fetched once for all."""
-    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    rough = np.concatenate([_vectors(view, part) @ vectors.T for part in [rows[:0], *parts]])
-    least = np.partition(rough, len(rows) - k, axis=0)[len(rows) - k] if len(rows) > k else np.full(len(vectors), -1.0)
-    near = [rows[score >= bound - MARGIN] for score, bound in zip(rough.T, least, strict=True)]
-    return [_best_of(view, each, some, k, SIMILARITY, None) for each, some in zip(vectors, near, strict=True)]
-
-
-def _similarities(view: View, rows: Array, vectors: Array, which: Array | None = None) -> Array:
-    """Exact cosines of rows, each with one of the vectors (by default the only one), in parts that fit the cache.
-
-    Row by row: what comes out does not depend on what else is looked at.
-    """
-    which = np.zeros(len(rows), np.int64) if which is None else which
-    similarity = np.empty(len(rows))
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
-        similarity[part] = np.einsum("ij,ij->i", _vectors(view, rows[part]), vectors[which[part]])
-    return similarity
-
-
-def _vectors(view: View, rows: Array) -> Array:
-    """Unit vectors of rows, in their order, from graph and tail."""
-    if view.first == 0:
-        return np.asarray(view.tail[rows])
-    assert view.graph is not None
-    vectors = np.empty((len(rows), view.tail.shape[1]), np.float32)
-    in_graph = rows < view.first
-    vectors[~in_graph] = view.tail[rows[~in_graph] - view.first]
-    if in_graph.any():
-        # A row that was forgotten before its turn has no vector in the graph; it can not be returned either.
-        blank = np.zeros(vectors.shape[1], np.float16)
-        got: Any = view.graph.get(view.ids[rows[in_graph]])
-        got = [blank if each is None else each for each in got]
-        vectors[in_graph] = unit(np.concatenate(got).reshape(len(got), -1))  # in a third of the time of `unit(got)`
-    return vectors
-
-
-def _rows_of(view: View, ids: Array) -> Array:
-    """Rows of ids, ascending; ids that are not there are left out."""
-    rows = np.searchsorted(view.ids[: view.n], ids)
-    inside = rows < view.n
-    rows, ids = rows[inside], ids[inside]
-    return np.asarray(rows[view.ids[rows] == ids], np.int64)
-
-
-def _hits(view: View, rows: Array, similarity: Array, score: Array) -> list[Hit]:
-    columns = (view.ids[rows].tolist(), similarity.tolist(), score.tolist())
-    return [Hit(*row) for row in zip(*columns, strict=True)]
-
-
 def _recoded(names: dict[str, int], held: Array) -> tuple[dict[str, int], Array]:
     """The names that are held, with new numbers, and these in the place of the old ones."""
     used, held = np.unique(held, return_inverse=True)
@@ -511,9 +353,3 @@ def _grown(array: Array, used: int, more: int) -> Array:
     grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
     grown[:used] = array[:used]
     return grown
-
-
-def _unit_vector(vector: Array) -> Array:
-    """One vector at length 1, float32: in a third of the time of `unit`."""
-    wide = np.asarray(vector, np.float32)
-    return np.asarray(wide / max(math.sqrt(float(wide @ wide)), _TINY), np.float32)

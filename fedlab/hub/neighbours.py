@@ -2,7 +2,7 @@
 
 So that near-duplicates are known when they are asked for: to compare each with each takes 30 s for a million episodes
 in fifty tasks. A row's sketch takes 128 bytes, its near pairs at most about 100 more. What was found is never taken
-back: whoever asks leaves out rows that were forgotten.
+back: whoever asks leaves out rows that were forgotten. A snapshot has all of it (`snapshots.py`), as `Kept`.
 """
 
 from __future__ import annotations
@@ -51,15 +51,65 @@ class Near(NamedTuple):
     open: frozenset[int]
 
 
-class Neighbours:
-    """The near pairs among the first `n` rows of an index; any thread may ask or `follow`."""
+class Kept(NamedTuple):
+    """What is known of some rows, as arrays.
 
-    def __init__(self) -> None:
+    Args:
+        basis: Of the sketches, shape (dimension, 31) or less.
+        sketches: Shape (n, 32).
+        pairs: Positions among the rows, shape (2, m), and their `cosines`.
+        open: Of each row, whether its task was left out.
+    """
+
+    basis: Array
+    sketches: Array
+    pairs: Array
+    cosines: Array
+    open: Array
+
+    def part(self, rows: Array) -> Kept:
+        """The same of some of the rows (ascending)."""
+        if len(rows) == len(self.sketches):
+            return self
+        place = np.full(len(self.sketches), -1, np.int32)
+        place[rows] = np.arange(len(rows), dtype=np.int32)
+        pairs = place[self.pairs]
+        held = (pairs >= 0).all(axis=0)
+        return Kept(self.basis, self.sketches[rows], pairs[:, held], self.cosines[held], self.open[rows])
+
+
+class Neighbours:
+    """The near pairs among the first `n` rows of an index; any thread may ask or `follow`.
+
+    Args:
+        known: Of these rows, from another index.
+        tasks: Number of the task of each row.
+    """
+
+    def __init__(self, known: Kept | None = None, tasks: Array | None = None) -> None:
         self.n = 0
         self._lock = threading.Lock()
         self._basis: Array | None = None
         self._sketches = np.zeros((0, SHORT), np.float32)
         self._near = Near(np.zeros((2, 0), np.int32), np.zeros(0, np.float32), frozenset())
+        if known is not None and tasks is not None and len(known.sketches):
+            self.n, self._basis, self._sketches = len(known.sketches), known.basis, known.sketches
+            left_out = frozenset(np.unique(tasks[: self.n][known.open]).tolist())
+            self._near = Near(known.pairs, known.cosines, left_out)
+
+    def kept(self, rows: Array, tasks: Array) -> Kept:
+        """What is known of some rows before `n` (ascending), while others may follow; `tasks` are of all rows."""
+        n = self.n
+        near, basis = self._near, self._basis  # after `n`: they know all of these rows, and maybe more
+        inside = (near.pairs < n).all(axis=0)
+        known = Kept(
+            np.zeros((0, 0), np.float32) if basis is None else basis,
+            self._sketches[:n],
+            near.pairs[:, inside],
+            near.cosines[inside],
+            np.isin(tasks[:n], list(near.open)),
+        )
+        return known.part(rows)
 
     @property
     def near(self) -> Near:

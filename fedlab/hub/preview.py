@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedlab.hub.forgetting import Verdict
-    from fedlab.hub.index import Hit, TenantIndex
+    from fedlab.hub.index import TenantIndex
+    from fedlab.hub.searching import Hit
     from fedlab.retention import Ids, RetentionPolicy
 
 TOP = 10

@@ -75,7 +75,7 @@ def _problems(connection: sa.Connection, check: _Check) -> Iterator[str]:
     yield from _episode_problems(connection, live, erased, check.dimension)
     yield from attic.problems(connection)
     if check.indexes is not None:
-        yield from check.indexes.check_files()
+        yield from check.indexes.snapshots.check()
         for tenant_id in connection.scalars(sa.select(tenants.c.tenant_id)):
             yield from _index_problems(connection, check, check.indexes, tenant_id)
 

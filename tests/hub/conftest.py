@@ -16,10 +16,10 @@ from fedlab import Hub
 @pytest.fixture
 def small_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub, str], None]:
     """Tenants of more than 40 rows get a graph; the function waits until the tenant's is up to date."""
-    from fedlab.hub import index, indexes
+    from fedlab.hub import index, indexes, searching
 
     for name, value in {"EXACT": 40, "TAIL": 16, "FEW": 8}.items():
-        for module in (index, indexes):
+        for module in (index, indexes, searching):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fedlab import Episode, HeldEpisodes, Hub, IdConflict, InvalidRequest, Reward, SimulatedClock
 from fedlab.clock import to_datetime
-from fedlab.hub import index, indexes
+from fedlab.hub import index, indexes, searching
 from fedlab.retention import RetentionPolicy
 
 from .model import DAY, POLICIES, Erasure, Key, Model, copy_as_killed
@@ -52,7 +52,7 @@ class AnyOrder(RuleBasedStateMachine):
     def begin(self) -> None:
         self.patch = pytest.MonkeyPatch()
         if self.graphs:
-            for module in (index, indexes):
+            for module in (index, indexes, searching):
                 for name, value in {"EXACT": 12, "TAIL": 4, "FEW": 2}.items():
                     if hasattr(module, name):
                         self.patch.setattr(module, name, value)

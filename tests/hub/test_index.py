@@ -195,9 +195,9 @@ class AnySequence(RuleBasedStateMachine):
     def open(self) -> None:
         self.patch = pytest.MonkeyPatch()
         if self.graph:
-            from fedlab.hub import indexes
+            from fedlab.hub import indexes, searching
 
-            for module in (index_module, indexes):
+            for module in (index_module, indexes, searching):
                 for name, value in {"EXACT": 12, "TAIL": 4, "FEW": 2}.items():
                     if hasattr(module, name):
                         self.patch.setattr(module, name, value)
