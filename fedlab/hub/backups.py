@@ -84,6 +84,7 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
         part.mkdir(parents=True)
         with reading_only(database) as connection:
             manifest = _write_parts(connection, part, chain, now)
+        manifest = msgspec.structs.replace(manifest, hub=str(database.absolute().parent))
         _write_rest(part, path, database.with_name(KEY), manifest, chain)
         part.replace(path)
         sync(path.parent)

@@ -51,7 +51,9 @@ class CopyMethods(HubCore):
         """Make a directory the hub that a backup holds, and open it. All of the backup is checked before.
 
         What was erased after the backup is erased again, as far as it is known: from the hub that is replaced, from
-        the backups of the same hub beside this one, and from `ledger_from`. The hub goes on in its next epoch.
+        the hub where it was when it was backed up, from the backups of the same hub beside this one (or beside those
+        that it builds on), and from `ledger_from`. A warning says if none of these is newer than the backup. The hub
+        goes on in its next epoch.
 
         Args:
             backup: What `backup` wrote.

@@ -56,6 +56,7 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         files: By name.
         bases: The backups that this one builds on, the full one first; none for a full one.
         erasures: What was erased so far: older backups do not know it yet.
+        hub: The directory of the hub then, absolute: a restore looks there for what was erased since.
         checksum: SHA-256 of the manifest as written, with zeros in this place.
     """
 
@@ -75,6 +76,7 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     files: dict[Annotated[str, msgspec.Meta(pattern=r"\A[a-z.]+\Z")], BackupFile]
     bases: list[Base] = []
     erasures: list[LedgerEntry] = []
+    hub: str = ""
     checksum: str = NO_CHECKSUM
 
     def __str__(self) -> str:

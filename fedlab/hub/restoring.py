@@ -10,6 +10,7 @@ import contextlib
 import logging
 import shutil
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
@@ -25,7 +26,6 @@ from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, read_chain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from fedlab.hub.manifest import BackupManifest, Part
 
@@ -204,6 +204,7 @@ def _install(database: Path, directory: Directory) -> None:
 class _Ledger(NamedTuple):
     """What another copy of the hub knows of erasures: from its databases, the newest first."""
 
+    place: Path
     epoch: int
     seq: int
     entries: Sequence[LedgerEntry]
@@ -211,22 +212,47 @@ class _Ledger(NamedTuple):
 
 
 def _ledgers(chain: list[Part], replaced: Path, extra: Path | None) -> list[_Ledger]:
-    """Of the hub that is replaced, of all backups of the same hub beside this one, and of where the caller says."""
-    hub_id = chain[-1].manifest.hub_id
-    places = [replaced.parent, *_siblings(chain[-1].path)]
-    ledgers = [ledger for place in places if (ledger := _ledger(place, hub_id)) is not None]
+    """Of the hub that is replaced, of the hub where it was when it was backed up, of all backups of the same hub beside
+    this one and those that it builds on, and of where the caller says.
+    """
+    manifest = chain[-1].manifest
+    hubs = [replaced.parent, *([Path(manifest.hub)] if manifest.hub else [])]
+    places = dict.fromkeys(place.absolute() for place in [*hubs, *_siblings(chain)])
+    ledgers = [ledger for place in places if (ledger := _ledger(place, manifest.hub_id)) is not None]
     if extra is not None:
-        found = _ledger(extra, hub_id)
+        found = _ledger(extra, manifest.hub_id)
         if found is None:
-            raise InvalidRequest(f"{extra} is no hub and no backup of hub {hub_id} whose erasures can be read")
+            raise InvalidRequest(f"{extra} is no hub and no backup of hub {manifest.hub_id} whose erasures can be read")
         ledgers.append(found)
+    _say_how_far(manifest, ledgers, places, extra)
     return ledgers
 
 
-def _siblings(backup: Path) -> Iterable[Path]:
-    """Other backups beside one; other things may have a manifest, too."""
-    beside = (each for each in backup.parent.glob(f"*/{MANIFEST}") if each.parent != backup)
-    return (each.parent for each in beside if b'"hub_id"' in each.read_bytes())
+def _say_how_far(manifest: BackupManifest, ledgers: list[_Ledger], places: Iterable[Path], extra: Path | None) -> None:
+    """Up to when it is known what was erased: a hub knows it up to now, a backup up to its own time."""
+    newest = max(ledgers, key=lambda each: (each.epoch, each.seq), default=None)
+    if newest is not None and (newest.epoch, newest.seq) >= (manifest.epoch, manifest.seq):
+        is_hub = not (newest.place / MANIFEST).exists()
+        if is_hub or (newest.epoch, newest.seq) > (manifest.epoch, manifest.seq):
+            logger.info("what was erased is known from %s, up to change %d", newest.place, newest.seq)
+            return
+    if extra is not None:
+        return
+    logger.warning(
+        "nothing newer than this backup, of %s at change %d, tells what was erased since (looked at: %s; and for other"
+        " backups beside this one): if anything was, it is back. Erase it again, or restore with a newer backup or the"
+        " hub's directory as ledger_from (--ledger-from)",
+        timetravel.describe(manifest.created_at),
+        manifest.seq,
+        ", ".join(map(str, places)),
+    )
+
+
+def _siblings(chain: list[Part]) -> Iterable[Path]:
+    """Other backups beside those of a chain; other things may have a manifest, too."""
+    folders = dict.fromkeys(part.path.parent for part in reversed(chain))
+    beside = (each for folder in folders for each in sorted(folder.glob(f"*/{MANIFEST}")))
+    return (each.parent for each in beside if each.parent != chain[-1].path and b'"hub_id"' in each.read_bytes())
 
 
 def _ledger(place: Path, hub_id: str) -> _Ledger | None:
@@ -236,14 +262,15 @@ def _ledger(place: Path, hub_id: str) -> _Ledger | None:
             chain = read_chain(place)
             manifest = chain[-1].manifest
             databases = [part.path / (NEWS if part.manifest.bases else DATABASE) for part in reversed(chain)]
-            found = _Ledger(manifest.epoch, manifest.seq, manifest.erasures, databases)
+            found = _Ledger(place, manifest.epoch, manifest.seq, manifest.erasures, databases)
             return found if manifest.hub_id == hub_id else None
         database = place / DATABASE
         if not database.exists() or read_hub_id(place) != hub_id:
             return None
         with reading_only(database) as connection:
             epoch = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "epoch"))
-            return _Ledger(int(epoch or 0), timetravel.seq_of(connection, None), export_ledger(connection), [database])
+            seq = timetravel.seq_of(connection, None)
+            return _Ledger(place, int(epoch or 0), seq, export_ledger(connection), [database])
     except (FedlabError, OSError, ValueError, TypeError, sqlite3.Error, sa.exc.SQLAlchemyError) as error:
         logger.warning("what was erased according to %s is not known, it can not be read: %s", place, error)
         return None

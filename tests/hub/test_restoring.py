@@ -299,6 +299,7 @@ def test_erasures_are_done_again_as_a_backup_beside_knows_them(erased_since, tmp
 
 def test_erasures_are_done_again_as_it_is_told(erased_since, tmp_path, episode):
     shutil.move(tmp_path / "backups" / "old", tmp_path / "elsewhere" / "old")
+    erased_since = erased_since.rename(tmp_path / "moved")
     for source in (erased_since, tmp_path / "young"):
         with opened(erased_since) as hub:
             if source.name == "young":
@@ -311,6 +312,64 @@ def test_erasures_are_done_again_as_it_is_told(erased_since, tmp_path, episode):
         with pytest.raises(InvalidRequest, match="whose erasures"):
             Hub.restore(tmp_path / "elsewhere" / "old", tmp_path / "last", ledger_from=wrong)
     assert not (tmp_path / "last").exists()
+
+
+def test_erasures_are_done_again_as_the_hub_knows_them_where_it_was_when_it_was_backed_up(
+    erased_since, tmp_path, episode, caplog
+):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "backups" / "old", tmp_path / "elsewhere" / "old")
+    with (
+        opened(erased_since),
+        Hub.restore(tmp_path / "elsewhere" / "old", tmp_path / "new") as hub,
+    ):  # it may be at work
+        check_erased(hub, episode)
+    assert "nothing newer" not in caplog.text
+
+
+def test_erasures_are_done_again_as_a_backup_beside_the_base_knows_them(tmp_path, episode, caplog):
+    """The incremental one lies in a folder of its own, and the hub is gone."""
+    with opened(tmp_path / "hub") as hub:
+        hub.put(episode(1, id="secret", output=MARKER))
+        hub.backup(tmp_path / "backups" / "base")
+        hub.put(episode(2, id="more"))
+        hub.backup(tmp_path / "daily" / "old", base=tmp_path / "backups" / "base")
+        hub.erase_episodes("acme", ["secret"], reason="asked to")
+        hub.backup(tmp_path / "backups" / "young")
+    shutil.rmtree(tmp_path / "hub")
+    with Hub.restore(tmp_path / "daily" / "old", tmp_path / "new") as hub:
+        assert ids(hub) == {"more"}
+        assert holds_marker(hub.path) == []
+    assert "nothing newer" not in caplog.text
+
+
+@pytest.mark.parametrize("there", ["nothing", "an older backup", "an older state", "another hub"])
+def test_a_restore_says_where_it_looked_if_nothing_newer_tells_what_was_erased(tmp_path, episode, caplog, there):
+    with opened(tmp_path / "hub") as hub:
+        hub.put(episode(1, id="secret"))
+        hub.backup(tmp_path / "backups" / "older")
+        hub.put(episode(2, id="more"))
+        hub.backup(tmp_path / "backups" / "old")
+        hub.erase_episodes("acme", ["secret"], reason="asked to")
+    shutil.rmtree(tmp_path / "hub")
+    if there == "an older state":
+        (tmp_path / "hub").mkdir()
+        shutil.copy(tmp_path / "backups" / "older" / "hub.db", tmp_path / "hub" / "hub.db")
+    if there == "another hub":
+        opened(tmp_path / "hub").close()
+    if there != "an older backup":
+        shutil.rmtree(tmp_path / "backups" / "older")
+    caplog.clear()
+    with Hub.restore(tmp_path / "backups" / "old", tmp_path / "new") as hub:
+        assert ids(hub) == {"secret", "more"}
+    (said,) = caplog.messages
+    assert "nothing newer than this backup" in said
+    assert "--ledger-from" in said
+    for place in (tmp_path / "hub", tmp_path / "new"):
+        assert str(place) in said
+    caplog.clear()
+    Hub.restore(tmp_path / "backups" / "old", tmp_path / "newer", ledger_from=tmp_path / "new").close()
+    assert caplog.messages == []
 
 
 def test_a_log_that_went_another_way_since_is_not_erased_in_by_number(tmp_path, episode):
