@@ -60,7 +60,7 @@ def test_a_reader_that_follows_overtakes_nothing_while_many_write(hub, episode, 
 
     with ThreadPoolExecutor(9) as threads:
         follower = threads.submit(follow)
-        list(threads.map(write, range(300)))
+        list(threads.map(write, range(120)))
         finished.set()
         follower.result(20)
     assert read == list(range(1, hub.info().seq + 1))

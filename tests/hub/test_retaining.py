@@ -198,7 +198,7 @@ def fill(hub: Hub, plan: list[dict], looks: list[tuple]) -> list[Row]:
     return [Row(numbers[own.id], own, own.id in recalled, each["group"]) for own, each in zip(made, plan, strict=True)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(plans, looks, policies)
 def test_any_policy_removes_exactly_what_it_says(plan, looks, policy):
     with Hub(":memory:", SimulatedClock(START), "hashing-8") as hub:
