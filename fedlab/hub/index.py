@@ -56,10 +56,9 @@ class TenantIndex:
 
     Args:
         dimension: Of the vectors.
-        graph: A graph loaded from a snapshot, whose keys the first rows added must be.
     """
 
-    def __init__(self, dimension: int, graph: Graph | None = None) -> None:
+    def __init__(self, dimension: int) -> None:
         self.dimension = dimension
         self._lock = threading.Lock()
         self._tasks: dict[str, int] = {}
@@ -77,7 +76,7 @@ class TenantIndex:
             agents=np.zeros(0, np.int32),
             alive=np.zeros(0, np.bool_),
             tail=np.zeros((0, dimension), np.float32),
-            graph=graph,
+            graph=None,
         )
 
     @property
@@ -88,8 +87,8 @@ class TenantIndex:
     def __len__(self) -> int:
         return int(self._view.n) - self.dead
 
-    def add(self, rows: Sequence[Stored], in_graph: int = 0) -> None:
-        """Append rows with ascending ids; the first `in_graph` of them are in the graph already.
+    def add(self, rows: Sequence[Stored]) -> None:
+        """Append rows with ascending ids.
 
         Rows that are there are passed over: a commit may be read from the database and heard of as well.
         """
@@ -97,21 +96,32 @@ class TenantIndex:
             last = self._view.ids[self._view.n - 1] if self._view.n else 0
             if rows and rows[0].id <= last:
                 rows = [row for row in rows if row.id > last]
-            if not rows:
-                return
-            view = self._reserve(len(rows), len(rows) - in_graph)
-            n, end = view.n, view.n + len(rows)
-            view.ids[n:end] = [row.id for row in rows]
-            view.rewards[n:end] = [row.reward for row in rows]
-            view.created_at[n:end] = [row.created_at for row in rows]
-            view.tasks[n:end] = [self._tasks.setdefault(row.task, len(self._tasks)) for row in rows]
-            view.agents[n:end] = [self._agents.setdefault(row.agent_id, len(self._agents)) for row in rows]
-            view.alive[n:end] = True
-            first = view.first + in_graph
-            tail = rows[in_graph:]
-            if tail:
-                view.tail[n + in_graph - first : end - first] = unit([row.vector for row in tail])
-            self._view = replace(view, n=end, first=first)
+            if rows:
+                _, *columns, vectors = zip(*rows, strict=True)
+                self._append(columns, vectors)
+
+    def add_known(self, rows: Sequence[tuple[int, float, int, str, str]]) -> None:
+        """Append rows whose vectors are in a graph that comes with `adopt`: id, reward, time, task, agent of each."""
+        with self._lock:
+            self._append(list(zip(*rows, strict=True)))
+
+    def adopt(self, graph: Graph) -> None:
+        """Take over a graph that has the vectors of all rows so far."""
+        self._view = replace(self._view, graph=graph)
+
+    def _append(self, columns: Sequence[Sequence[Any]], vectors: Sequence[Array] = ()) -> None:
+        ids, rewards, created_at, tasks, agents = columns
+        view = self._reserve(len(ids), len(vectors))
+        n, end = view.n, view.n + len(ids)
+        view.ids[n:end] = ids
+        view.rewards[n:end] = rewards
+        view.created_at[n:end] = created_at
+        view.tasks[n:end] = [self._tasks.setdefault(task, len(self._tasks)) for task in tasks]
+        view.agents[n:end] = [self._agents.setdefault(agent, len(self._agents)) for agent in agents]
+        view.alive[n:end] = True
+        if len(vectors):
+            view.tail[n - view.first : end - view.first] = unit(vectors)
+        self._view = replace(view, n=end, first=view.first if len(vectors) else end)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Take rows out; ids that are not there do no harm."""

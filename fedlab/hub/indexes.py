@@ -7,7 +7,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -161,30 +162,27 @@ class Indexes:
         if _chain_at(connection, snapshot.seq) != snapshot.chain:
             logger.warning("the index snapshot of %r is of another log; it is rebuilt", tenant_id)
             return None
-        graph = self.snapshots.read_graph(tenant_id, snapshot)
+        fresh = TenantIndex(self.dimension)
+        with ThreadPoolExecutor(1, "fedlab-index") as disk:  # a third of the time less
+            reading_graph = disk.submit(self.snapshots.read_graph, tenant_id, snapshot)
+            reading_near = disk.submit(self.snapshots.read_near, tenant_id, snapshot)
+            _read_known(connection, tenant_id, fresh, 0, snapshot.seq)
+            graph, near = reading_graph.result(), reading_near.result()
         if graph is None:
             return None
         keys = np.sort(np.asarray(graph.keys, np.int64))
         last = int(keys[-1]) if len(keys) else 0
-        fresh = TenantIndex(self.dimension, graph)
-        query = (
-            sa.select(episodes.c.id, episodes.c.reward, episodes.c.created_at, episodes.c.task, episodes.c.agent_id)
-            .where(episodes.c.tenant_id == tenant_id, episodes.c.id <= last)
-            .order_by(episodes.c.id)
-        )
-        blank = np.zeros(self.dimension, np.float16)
-        for rows in connection.execute(query).partitions(CHUNK):
-            fresh.add([Stored(tenant_id, *row, blank) for row in rows], in_graph=len(rows))
+        _read_known(connection, tenant_id, fresh, snapshot.seq, last)  # which were added while it was written
+        fresh.adopt(graph)
         live = fresh.view.ids[: fresh.view.n]
         if len(np.setdiff1d(live, keys, assume_unique=True)):
             logger.warning("the index snapshot of %r lacks episodes; it is rebuilt", tenant_id)
             return None
         if len(gone := np.setdiff1d(keys, live, assume_unique=True)):
             graph.remove(gone)
-        near = self.snapshots.read_near(tenant_id, snapshot)
         if near is not None and snapshot.near is not None and not fresh.recognize(*near):
             self.snapshots.refuse_near(tenant_id, snapshot.near, "lacks episodes")
-        _read_rows(connection, tenant_id, fresh, after=last)
+        _read_rows(connection, tenant_id, fresh, after=max(last, snapshot.seq))
         return fresh
 
     def _save(self, tenant_id: str, slot: _Slot) -> None:
@@ -270,6 +268,16 @@ def _feed(index: TenantIndex, events: Sequence[Stored | Forgotten]) -> None:
             run = []
             index.remove(event.ids)
     index.add(run)
+
+
+def _read_known(connection: sa.Connection, tenant_id: str, index: TenantIndex, after: int, last: int) -> None:
+    """Add the tenant's episodes beyond `after`, up to `last`, whose vectors a graph has."""
+    c = episodes.c
+    query = sa.select(c.id, c.reward, c.created_at, c.task, c.agent_id)
+    query = query.where(c.tenant_id == tenant_id, c.id > after, c.id <= last).order_by(c.id)
+    result: Any = connection.execute(query)
+    while rows := result.cursor.fetchmany(CHUNK):  # a million of SQLAlchemy's own rows take twice as long
+        index.add_known(rows)
 
 
 def _read_rows(connection: sa.Connection, tenant_id: str, index: TenantIndex, after: int) -> None:
