@@ -12,13 +12,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from websockets.asyncio.server import ServerConnection, broadcast
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode, apply_mask  # type: ignore[attr-defined]  # in C where it was built
-from websockets.protocol import State
 
 from fedlab.errors import FedlabError, InvalidRequest, PermissionDenied, QuotaExceeded
 from fedlab.hub.values import Delta
+from fedlab.net.frames import QuickConnection
 from fedlab.net.local import LocalConnection
 from fedlab.net.pages import Page, to_page
 from fedlab.net.protocol import (
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import polars as pl
-    from websockets.protocol import Event
 
+    from fedlab.net.frames import BytesLike
     from fedlab.net.protocol import Method, Params
     from fedlab.net.server import HubServer
     from fedlab.net.tokens import Identity
@@ -56,9 +55,6 @@ FIRST_PAGE = 100
 PAGE_BYTES = 1 << 20
 WRITE_LIMIT = 1 << 18
 """Bytes of replies that may wait for a client before no more of its requests are begun."""
-MESSAGE = (Opcode.TEXT, Opcode.BINARY)
-WHOLE = (0x81, 0x82)
-"""How a frame begins that is a whole message: text or binary."""
 
 
 class Call:
@@ -81,48 +77,28 @@ class Call:
             self.session.answer(self, future.result())
 
 
-class Connection(ServerConnection):
+class Connection(QuickConnection, ServerConnection):
     """A connection that hands a message to its session as soon as it is there.
 
-    Going through `recv` costs a wake-up of a task for each message, a fifth of the time of a push. It is taken
-    where the session has no room, and for messages in fragments.
+    Where the session has no room, messages wait for `recv`; while some do, none overtakes them.
     """
 
+    masked = True
     session: Session | None = None
     backlog = 0
-    _aligned = True
 
-    def data_received(self, data: bytes) -> None:
-        """Take a message that comes alone and whole, as nearly all do: the library's parser takes a tenth of a push."""
-        size, session = self._size_of(data) if self._aligned else 0, self.session
-        if size and data[0] in WHOLE and session is not None and not self.backlog and session.takes(size):
-            session.receive(apply_mask(data[-size:], data[-size - 4 : -size]))
-        else:
-            super().data_received(data)
+    def takes(self, size: int) -> bool:
+        """Whether the session has room for a message of so many bytes."""
+        return self.session is not None and not self.backlog and self.session.takes(size)
 
-    def _size_of(self, data: bytes) -> int:
-        """Bytes in the message of a whole, masked frame that is all of the data; 0 if it is empty or anything else."""
-        if self.protocol.state is not State.OPEN:
-            self._aligned = data.endswith(b"\r\n\r\n")
-            return 0
-        size, head = data[1] & 0x7F if len(data) > 1 else 0, 6
-        if size > 125:
-            head = 8 if size == 126 else 14
-            size = int.from_bytes(data[2 : head - 4])
-        # What came in pieces leaves it to the parser to know where a frame begins, from then on.
-        self._aligned = len(data) == head + size and data[0] & data[1] & 0x80 != 0
-        return size if self._aligned else 0
+    def take(self, data: BytesLike) -> None:
+        """Have the session begin what a message asks for."""
+        assert self.session is not None
+        self.session.receive(data)
 
-    def process_event(self, event: Event) -> None:
-        """Process one incoming frame."""
-        session = self.session
-        if session is None or not isinstance(event, Frame) or event.opcode not in MESSAGE:
-            super().process_event(event)
-        elif event.fin and not self.backlog and session.has_room():
-            session.receive(event.data)
-        else:
-            self.backlog += 1
-            super().process_event(event)
+    def leave(self) -> None:
+        """Count a message that waits for `recv`."""
+        self.backlog += self.session is not None
 
 
 def authorize(identity: Identity, name: str, method: Method, params: Params) -> Any:
@@ -228,7 +204,7 @@ class Session:
 
     def _send(self, data: bytes) -> None:
         # Written at once, without a task; what bounds it is that no more is read while replies wait.
-        broadcast([self.socket], data.decode() if self._form.text else data)
+        self.socket.send_now(data, text=self._form.text)
         if self.socket.transport.get_write_buffer_size() > self.server.settings.max_unsent:
             self._cut_off()
 
@@ -236,7 +212,7 @@ class Session:
         logger.warning("cutting off %s: it does not read its replies", self.identity.name)
         self.socket.transport.abort()
 
-    def receive(self, data: bytes | bytearray | memoryview) -> None:
+    def receive(self, data: BytesLike) -> None:
         """Begin what a message asks for; whatever it holds, an answer is all that comes of it."""
         if self.server.closing:
             return  # not acknowledged: the client sends it again, to whoever comes after us
