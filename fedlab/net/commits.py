@@ -84,12 +84,10 @@ class Outcome:
         """It is not."""
         return False
 
-    def exception(self) -> Exception | None:
-        """Why it is not committed."""
-        return self._error
-
     def result(self) -> Any:
-        """What the change returned."""
+        """What the change returned; raises why it is not committed."""
+        if self._error is not None:
+            raise self._error
         return self._value
 
 

@@ -1,7 +1,7 @@
 """One client's connection at the server: read a request, check it, have the `LocalConnection` do it, answer.
 
-Pushes (`commits.py`) and recalls by vector need no task. Everything else runs as a task, so that slow
-requests do not hold up quick ones.
+What writes episodes or lives (`commits.py`) and recalls by vector need no task. Everything else runs as a task, so that
+slow requests do not hold up quick ones.
 """
 
 from __future__ import annotations
@@ -61,21 +61,26 @@ WRITE_LIMIT = 1 << 18
 class Call:
     """A request under way."""
 
-    __slots__ = ("id", "method", "session", "size", "started")
+    __slots__ = ("id", "method", "params", "session", "size", "started")
 
     def __init__(self, session: Session, size: int) -> None:
         self.session = session
         self.id: int | None = None
         self.method = "unknown"
+        self.params: Params | None = None
         self.size = size
         self.started = time.perf_counter()
 
     def finish(self, future: Future[Any] | Outcome) -> None:
-        """Answer with what a future holds."""
-        if error := future.exception():
+        """Answer with what became of a write."""
+        try:
+            result = future.result()
+            if self.params is not None:
+                result = self.session.written(self.params, result)
+        except Exception as error:
             self.session.fail(self, error)
         else:
-            self.session.answer(self, future.result())
+            self.session.answer(self, result)
 
 
 class Connection(QuickConnection, ServerConnection):
@@ -157,6 +162,7 @@ class Session:
             backups=server.backups,
             schedule=server.schedule,
         )
+        self.written = self._local.written
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -289,15 +295,15 @@ class Session:
                 return  # a connection that breaks meanwhile is noticed where it is read
 
     def _begin(self, call: Call, params: Any) -> None:
-        kind = type(params)
-        if kind is Put:
-            hub, commits, actor = self.server.hub, self.server.commits, self.identity.name
-            if params.episodes and is_small(params.episodes):
-                hub.put_soon(params.episodes, actor=actor, wake=commits.soon, outcome=Outcome(commits, call.finish))
-            else:
-                commits.when_done(hub.put_soon(params.episodes, actor=actor), call.finish)
+        kind, commits = type(params), self.server.commits
+        if kind is Put and params.episodes and is_small(params.episodes):
+            outcome = Outcome(commits, call.finish)
+            self.server.hub.put_soon(params.episodes, actor=self.identity.name, wake=commits.soon, outcome=outcome)
         elif kind is Recall and self._local.is_quick(params):
             self.answer(call, self._local.recall_now([params])[0])
+        elif (begun := self._local.write_soon(params)) is not None:
+            call.params = params
+            commits.when_done(begun, call.finish)
         else:
             self._start(self._work(call, params))
 
@@ -315,7 +321,8 @@ class Session:
                 await self._send_pages(call, params)
             else:
                 result = await self._local.call(call.method, params)
-                await self._drain()
+                if self.socket.paused:
+                    await self._drain()
                 self.answer(call, result)
         except Exception as error:
             self.fail(call, error)
