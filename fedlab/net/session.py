@@ -239,7 +239,10 @@ class Session:
             self._enter(call)
             self._begin(call, authorize(self.identity, name, method, self._form.decode_params(name, raw)))
         except Exception as error:
-            self.fail(call, error)
+            reason = error
+            if call.id is None:
+                call.id, reason = self._form.explain(data, error)
+            self.fail(call, reason)
 
     def has_room(self) -> bool:
         """Whether another request may begin; if not, the client is slowed down by not reading from it."""
