@@ -99,7 +99,7 @@ async def echo_p50(url: str, size: int = 900, rounds: int = 2_000) -> float:
     return float(np.median(times))
 
 
-async def connects_per_second(url: str, rounds: int = 300) -> float:
+async def connects_per_second(url: str, rounds: int = 200) -> float:
     """Connect, one echo, close; one after the other."""
     start = time.perf_counter()
     for _ in range(rounds):

@@ -70,11 +70,14 @@ def raw_puts(path: Path, episodes: list[Episode]) -> float:
     return len(rows) / (time.perf_counter() - start)
 
 
-def push_pairs(url: str, folder: Path, count: int = 3) -> Iterator[tuple[float, float]]:
-    """Pushes to the hub a second, and to raw sqlite3 one at a time."""
+def push_pairs(url: str, folder: Path, count: int = 7) -> Iterator[tuple[float, float]]:
+    """Pushes to the hub a second, and to raw sqlite3 one at a time, by turns; before the first, the hub warms up."""
+    asyncio.run(pushes(url, data.episodes(20 * CLIENTS, *TENANTS, seed=count)))
     for number in range(count):
         episodes = data.episodes(150 * CLIENTS, *TENANTS, seed=number)
-        yield asyncio.run(pushes(url, episodes)), raw_puts(folder / f"raw-{number}.db", episodes[:500])
+        before = raw_puts(folder / f"before-{number}.db", episodes[:750])
+        ours = asyncio.run(pushes(url, episodes))
+        yield ours, (before + raw_puts(folder / f"after-{number}.db", episodes[:750])) / 2
 
 
 async def recall_p50(url: str, rounds: int = 1_000) -> float:
@@ -94,7 +97,7 @@ async def recall_p50(url: str, rounds: int = 1_000) -> float:
     return float(np.median(times))
 
 
-async def lives_per_second(url: str, rounds: int = 200) -> float:
+async def lives_per_second(url: str, rounds: int = 100) -> float:
     """Spawn with an own connection, pull 10, push 1, destroy; one after the other."""
     vectors = data.vectors(rounds, seed=5)
     start = time.perf_counter()
@@ -111,8 +114,8 @@ def main() -> list[tuple]:
         folder = Path(name)
         with hub_process(folder) as url:
             pairs = list(push_pairs(url, folder))
-            recalls = [(asyncio.run(recall_p50(url)), asyncio.run(raw.echo_p50(echo))) for _ in range(2)]
-            lives = [(asyncio.run(lives_per_second(url)), asyncio.run(raw.connects_per_second(echo))) for _ in range(3)]
+            recalls = [(asyncio.run(recall_p50(url)), asyncio.run(raw.echo_p50(echo))) for _ in range(3)]
+            lives = [(asyncio.run(lives_per_second(url)), asyncio.run(raw.connects_per_second(echo))) for _ in range(9)]
     median = lambda values: float(np.median(list(values)))  # noqa: E731
     return [
         ("64 clients, one episode a message", median(a for a, _ in pairs), median(a / b for a, b in pairs))

@@ -41,6 +41,9 @@ MAX_NOTE = 1_000
 MAX_DEPTH = 100
 """Deepest nesting of metadata."""
 
+FLOAT16, FLOAT32 = np.dtype("<f2"), np.dtype(np.float32)
+"""Found out of their names at each use, they took as long as what is done with them."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _force = msgspec.structs.force_setattr
@@ -88,16 +91,16 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
         InvalidVector: On another shape, NaN, infinity (also by overflow of float16) or all zeros.
     """
     try:
-        if isinstance(values, np.ndarray) and values.dtype == np.float16 and isinstance(values.base, bytes):
+        if isinstance(values, np.ndarray) and values.dtype == FLOAT16 and isinstance(values.base, bytes):
             vector = values  # nobody can change it any more
         elif isinstance(values, bytes):
-            vector = np.frombuffer(values, dtype="<f2")
+            vector = np.frombuffer(values, FLOAT16)
         else:
             given = np.asarray(values)
             if given.dtype.kind not in "fiu":
                 raise TypeError(f"it holds {given.dtype}")
             with np.errstate(over="ignore"):
-                vector = np.frombuffer(given.astype("<f2").tobytes(), "<f2")
+                vector = np.frombuffer(given.astype(FLOAT16).tobytes(), FLOAT16)
             # One axis stays as it is: what is reshaped has no bytes as its base, and each caller would copy it.
             if given.ndim != 1:
                 vector = vector.reshape(given.shape)
@@ -106,7 +109,7 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
     if vector.ndim != 1 or not len(vector):
         raise InvalidVector(f"a vector has one axis, not shape {vector.shape}", field="vector")
     # One number tells NaN, infinity and all zeros, in a third of the time of looking for each.
-    wide = vector.astype(np.float32)
+    wide = vector.astype(FLOAT32)
     if 0 < wide.dot(wide) < np.inf and dimension in (None, len(vector)):
         return vector
     if not np.isfinite(vector).all():
@@ -265,7 +268,7 @@ def embedding_text(task: str, input: str = "") -> str:
 def encode_vector(value: object) -> bytes:
     """A vector as msgspec writes it (`enc_hook`): float16, little-endian, which JSON holds as base64."""
     if isinstance(value, np.ndarray):
-        return value.astype("<f2", copy=False).tobytes()
+        return value.astype(FLOAT16, copy=False).tobytes()
     raise TypeError(f"no {type(value).__name__} can be written")
 
 
@@ -274,7 +277,7 @@ def decode_vector(_type: object, value: Any) -> Vector:
     if isinstance(value, str):
         value = base64.b64decode(value, validate=True)
     if isinstance(value, bytes):
-        return np.frombuffer(value, dtype="<f2")  # whoever takes it looks at what it holds
+        return np.frombuffer(value, FLOAT16)  # whoever takes it looks at what it holds
     if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
         raise TypeError("a vector is float16 bytes (in JSON: base64) or a list of numbers")
     with np.errstate(over="ignore"):

@@ -6,27 +6,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import random
 import secrets
 import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import msgspec
-
 from fedlab._html import table
+from fedlab.agent.making import Maker, generator
+from fedlab.agent.remains import bury
 from fedlab.agent.session import Session
 from fedlab.agent.spawning import Spawning, check_lifetime
-from fedlab.agent.spool import append_spool, push_spool
+from fedlab.agent.spool import push_spool
 from fedlab.agent.transport import open_connection
 from fedlab.agent.work import bind
-from fedlab.clock import SystemClock, to_ms
-from fedlab.episode import MAX_SOURCES, Episode, check_name, embedding_text, new_id, to_vector
-from fedlab.errors import AgentExpired, FedlabError, HubUnavailable, InvalidEpisode, InvalidRequest, UnsyncedEpisodes
+from fedlab.clock import SystemClock
+from fedlab.episode import check_name, embedding_text, to_vector
+from fedlab.errors import AgentExpired, FedlabError, HubUnavailable, InvalidRequest
 from fedlab.recall import SIMILARITY, Filter, check_k, check_queries
 
 if TYPE_CHECKING:
     import os
+    import random
     from collections.abc import Callable, Sequence
     from datetime import datetime
     from types import TracebackType
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from fedlab.agent.values import SyncReport
     from fedlab.clock import Clock
-    from fedlab.episode import Memory, Vector
+    from fedlab.episode import Episode, Memory, Vector
     from fedlab.hub import Hub
     from fedlab.hub.values import Ending
     from fedlab.net import HubConnection
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 LAST_CHANCE = 120.0
 """Seconds (of real time) that the final sync may take before an agent dies with what it could not send: an embedded hub
 may have to load the model first, which took 40 s on a busy machine."""
-
-log = logging.getLogger(__name__)
 
 
 class EphemeralAgent:
@@ -70,34 +67,28 @@ class EphemeralAgent:
     def __init__(
         self,
         session: Session,
-        tenant_id: str,
-        agent_id: str,
+        maker: Maker,
         *,
         clock: Clock,
         expires_at: int,
-        stamps: bool = False,
-        rng: random.Random | None = None,
         spool: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.tenant_id = tenant_id
-        self.agent_id = agent_id
+        self.tenant_id = maker.tenant_id
+        self.agent_id = maker.agent_id
         self.session_id = session.name
         self.expires_at = expires_at
         """End of the lifetime, ms UTC by the agent's clock."""
         self._session = session
         self._memory = session.memory
         self._clock = clock
-        self._stamps = stamps
-        self._rng = rng
         self._spool = spool
-        self._recalled: dict[str, None] = {}
-        self._recall_used = False
+        self._maker = maker
         self._works: set[asyncio.Timeout] = set()
         self._ending: asyncio.Task[FedlabError | None] | None = None
         self._how: Ending | None = None
         self._told = False
         self._erased: AgentExpired | None = None
-        self._left: list[Episode] = []
+        self._left: Sequence[Episode] = ()
         self._timer = clock.call_at(expires_at, self._expire)
 
     @classmethod
@@ -142,9 +133,9 @@ class EphemeralAgent:
         check_lifetime(lifetime, any_lifetime)
         if agent_id is None:
             # No secret is made of the seed: it only has to give the same names again.
-            agent_id = f"agent-{(_rng(seed, tenant_id) or secrets.SystemRandom()).getrandbits(64):016x}"
+            agent_id = f"agent-{(generator(seed, tenant_id) or secrets.SystemRandom()).getrandbits(64):016x}"
         name = check_name(agent_id, "agent_id")
-        rng = _rng(seed, f"{tenant_id}/{name}")
+        rng = generator(seed, f"{tenant_id}/{name}")
 
         async def start() -> EphemeralAgent:
             connection, owned = open_connection(hub, token, tenant_id, name)
@@ -158,16 +149,8 @@ class EphemeralAgent:
                     await connection.close()
                 raise
             session = Session(connection, owned, life, tenant_id, name, time, pull_limit)
-            return cls(
-                session,
-                tenant_id,
-                name,
-                clock=time,
-                expires_at=expires_at,
-                stamps=clock is not None,
-                rng=rng,
-                spool=spool,
-            )
+            maker = Maker(tenant_id, name, life.hub.dimension, stamps=clock is not None, rng=rng)
+            return cls(session, maker, clock=time, expires_at=expires_at, spool=spool)
 
         return Spawning(start)
 
@@ -270,9 +253,7 @@ class EphemeralAgent:
         self._check_alive()
         found = await self._session.recall(questions, check_k(k), policy, where)
         self._check_alive()
-        if self._recall_used:
-            self._recalled, self._recall_used = {}, False
-        self._recalled.update(dict.fromkeys(memory.episode.id for each in found for memory in each))
+        self._maker.recalled(found)
         return found
 
     def _question(self, query: Query, input: str, policy: RecallPolicy) -> str | Vector | None:
@@ -320,34 +301,19 @@ class EphemeralAgent:
         """
         self._check_alive()
         now = self._clock.now()
-        if sources is None:
-            sources = tuple(self._recalled)[:MAX_SOURCES]
-        if created_at is None and self._stamps:
-            created_at = now
-        episode = Episode(
-            tenant_id=self.tenant_id,
-            agent_id=self.agent_id,
+        episode = self._maker.make(
+            now,
             task=task,
             input=input,
             output=output,
             reward=reward,
-            id=new_id(now if self._stamps else None, self._rng),
-            vector=vector,  # type: ignore[arg-type]  # Episode makes an array of any sequence
-            sources=sources if isinstance(sources, str) else tuple(sources),  # type: ignore[arg-type]  # refused there
-            metadata={} if metadata is None else metadata,
-            created_at=None if created_at is None else _time(created_at, "created_at"),
-            expires_at=None if expires_at is None else _time(expires_at, "expires_at"),
+            vector=vector,
+            sources=sources,
+            metadata=metadata,
+            created_at=created_at,
+            expires_at=expires_at,
         )
-        if episode.vector is not None and len(episode.vector) != self._memory.dimension:
-            raise InvalidEpisode(
-                f"the vector has {len(episode.vector)} dimensions and this hub's vectors have {self._memory.dimension}",
-                field="vector",
-            )
-        if metadata:
-            # The caller's dict may change before the sync, and an episode does not.
-            msgspec.structs.force_setattr(episode, "metadata", _copied(metadata))
         self._memory.store(episode, now)
-        self._recall_used = True
         return episode
 
     async def sync_with_hub(self) -> SyncReport:
@@ -471,34 +437,8 @@ class EphemeralAgent:
         """Free the RAM; what the hub does not have goes to the spool, or into the error."""
         left = self._memory.unsynced
         self._session.free()
-        self._recalled.clear()
-        if isinstance(failure, AgentExpired):
-            # It belongs to what was erased: a spool, or whoever gets the error, would bring it back.
-            lost = f"; {len(left)} unsynced episodes went with it" if left else ""
-            self._erased = AgentExpired(f"{failure.message}{lost}", erased=True, lost=len(left))
-            log.warning("%s", self._erased)
-            return self._erased if left else None
-        if not left:
-            if failure is not None:
-                log.info("agent %s ended without a goodbye: %s", self.session_id, failure)
-            return None
-        if self._spool is not None:
-            try:
-                append_spool(self._spool, left)
-            except OSError as problem:
-                failure = problem
-            else:
-                log.warning("agent %s left %d episodes in %s", self.session_id, len(left), self._spool)
-                return None
-        self._left = left
-        reason = str(failure or "the hub has other episodes of the same ids") or type(failure).__name__
-        error = UnsyncedEpisodes(
-            f"agent {self.session_id!r} ended with {len(left)} episodes that the hub does not have ({reason}):"
-            " they are in `episodes` of this error, and hub.put(error.episodes) stores them later",
-            left,
-        )
-        error.__cause__ = failure
-        log.warning("%s", error)
+        self._maker.clear()
+        error, self._left, self._erased = bury(left, failure, self.session_id, self._spool)
         return error
 
     def _check_alive(self) -> None:
@@ -552,23 +492,3 @@ class EphemeralAgent:
         else:
             state = self._how or "expired"
         return f"{state}, {self.unsynced} unsynced" if self.unsynced else state
-
-
-def _rng(seed: int | str | random.Random | None, name: str) -> random.Random | None:
-    if seed is None or isinstance(seed, random.Random):
-        return seed
-    return random.Random(f"{seed}/{name}")  # noqa: S311
-
-
-def _copied(value: Any) -> Any:
-    """A copy of what JSON can hold, in a fifth of the time of `copy.deepcopy`."""
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def _time(moment: datetime | int, field: str) -> int:
-    try:
-        return to_ms(moment)
-    except InvalidRequest as error:
-        raise InvalidEpisode(f"{field}: {error.message}", field=field) from None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedlab.episode import Vector
     from fedlab.hub.log import Transaction
     from fedlab.hub.recent import Raw
-    from fedlab.hub.writer import Written
+    from fedlab.hub.writer import Promise, Written
 
 
 class EpisodeMethods(HubCore):
@@ -55,11 +55,17 @@ class EpisodeMethods(HubCore):
         return self._writer.run(lambda tx: _put(tx, batch, vectors, actor), weight=len(batch))
 
     def put_soon(
-        self, episodes: Episode | Sequence[Episode], *, actor: str = "local", wake: Callable[[], None] | None = None
+        self,
+        episodes: Episode | Sequence[Episode],
+        *,
+        actor: str = "local",
+        wake: Callable[[], None] | None = None,
+        outcome: Promise | None = None,
     ) -> Future[int]:
         """As `put`, at once: the future is done when the episodes are durable.
 
-        `wake`, here and in the other methods of this kind: see `write_waiting`.
+        `wake`, here and in the other methods of this kind: see `write_waiting`. `outcome` takes the place of the future
+        where all episodes bring their vectors.
         """
         batch = self._checked(episodes, actor)
         if not batch:
@@ -67,7 +73,7 @@ class EpisodeMethods(HubCore):
         return self._embedded(
             batch,
             lambda vectors: self._writer.submit(
-                lambda tx: _put(tx, batch, vectors, actor), weight=len(batch), wake=wake
+                lambda tx: _put(tx, batch, vectors, actor), weight=len(batch), wake=wake, promise=outcome
             ),
         )
 
@@ -237,7 +243,7 @@ class EpisodeMethods(HubCore):
     def _checked(self, episodes: Episode | Sequence[Episode], actor: str = "local") -> list[Episode]:
         self._require_open()
         check_note(actor, "actor")
-        if not isinstance(episodes, (Episode, Iterable)):
+        if not isinstance(episodes, (Episode, list, Iterable)):  # a list is told from others the soonest
             raise InvalidRequest(f"an Episode or a sequence of them is wanted, not {episodes!r:.80}")
         batch = [episodes] if isinstance(episodes, Episode) else list(episodes)
         for position, episode in enumerate(batch):

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import sqlalchemy as sa
 
-from fedlab.episode import metadata_json
+from fedlab.episode import FLOAT16, metadata_json
 from fedlab.hub import schema
 
 if TYPE_CHECKING:
@@ -272,4 +272,4 @@ FROM json_each(:numbers) AS going CROSS JOIN episodes ON episodes.id = going.val
 
 def unpack_vector(data: bytes) -> np.ndarray[Any, Any]:
     """A stored vector, read-only float16."""
-    return np.frombuffer(data, dtype="<f2")
+    return np.frombuffer(data, FLOAT16)

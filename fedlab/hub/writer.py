@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -41,10 +41,23 @@ SMALL = 8
 """Rows of a commit of which the time is that of the disk, and not that of the rows."""
 
 
+class Promise(Protocol):
+    """What is told how an operation ended: a future, or the half of one that is used here."""
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Whether it is still wanted; from now on it is."""
+
+    def set_result(self, result: Any, /) -> None:
+        """It is durable and visible."""
+
+    def set_exception(self, error: Any, /) -> None:
+        """It changed nothing."""
+
+
 class _Job(NamedTuple):
     operation: Callable[[Transaction], Any]
     weight: int
-    future: Future[Any]
+    future: Promise
 
 
 class _Transaction(NamedTuple):
@@ -120,7 +133,11 @@ class Writer:
         self._thread.start()
 
     def submit(
-        self, operation: Callable[[Transaction], T], weight: int = 1, wake: Callable[[], None] | None = None
+        self,
+        operation: Callable[[Transaction], T],
+        weight: int = 1,
+        wake: Callable[[], None] | None = None,
+        promise: Promise | None = None,
     ) -> Future[T]:
         """Have an operation committed; the future is done when it is durable and visible.
 
@@ -128,8 +145,9 @@ class Writer:
             operation: What to write.
             weight: About how many rows it writes.
             wake: Sees to it that `write_waiting` is called, instead of the writer's thread.
+            promise: Told in the place of the future.
         """
-        future = self._enqueue(operation, weight)
+        future: Future[T] = self._enqueue(operation, weight, promise)
         (wake or self._wake.release)()
         return future
 
@@ -156,7 +174,7 @@ class Writer:
 
     def run(self, operation: Callable[[Transaction], T], weight: int = 1) -> T:
         """As `submit`, and wait for it."""
-        future = self._enqueue(operation, weight)
+        future: Future[T] = self._enqueue(operation, weight)
         with _uninterrupted():
             while not future.done() and self._take_turn():
                 pass
@@ -185,8 +203,8 @@ class Writer:
             self._cursor.close()
             self._connection.close()
 
-    def _enqueue(self, operation: Callable[[Transaction], T], weight: int) -> Future[T]:
-        future: Future[T] = Future()
+    def _enqueue(self, operation: Callable[[Transaction], T], weight: int, promise: Promise | None = None) -> Any:
+        future = promise or Future()
         with self._closing:
             if self._closed:
                 raise HubUnavailable("the hub is closed")

@@ -42,7 +42,53 @@ WEIGHT = 0.2
 
 def is_small(episodes: Sequence[Episode]) -> bool:
     """Whether storing these is quick: they are few and bring their vectors."""
-    return len(episodes) <= SMALL and all(episode.vector is not None for episode in episodes)
+    if len(episodes) > SMALL:
+        return False
+    for episode in episodes:  # noqa: SIM110 - a generator for each push takes longer
+        if episode.vector is None:
+            return False
+    return True
+
+
+class Outcome:
+    """What becomes of a small change: a future without locks, for `Commits` alone takes it from thread to thread.
+
+    Args:
+        commits: Bring it back to the loop.
+        then: Called there with this, when it is known.
+    """
+
+    __slots__ = ("_commits", "_error", "_then", "_value")
+
+    def __init__(self, commits: Commits, then: Callable[[Outcome], object]) -> None:
+        self._commits = commits
+        self._then = then
+        self._value: Any = None
+        self._error: Exception | None = None
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """It is not cancelled."""
+        return True
+
+    def set_result(self, value: Any) -> None:
+        """It is committed."""
+        self._value = value
+        self._commits.completed(self._then, self)
+
+    def set_exception(self, error: Exception) -> None:
+        """It is refused, or failed."""
+        self._error = error
+        self._commits.completed(self._then, self)
+
+    def cancelled(self) -> bool:
+        """It is not."""
+        return False
+
+    def result(self) -> Any:
+        """What the change returned; raises why it is not committed."""
+        if self._error is not None:
+            raise self._error
+        return self._value
 
 
 class Commits:
@@ -61,16 +107,16 @@ class Commits:
         self._hub = hub
         self._here = threading.get_ident()
         self._due = False
-        self._done: collections.deque[tuple[Future[Any], Callable[[Future[Any]], object]]] = collections.deque()
+        self._done: collections.deque[tuple[Any, Callable[[Any], object]]] = collections.deque()
         self._awake = False
 
     def wake(self, episodes: Sequence[Episode] = ()) -> Callable[[], None] | None:
         """What has a change that stores these episodes committed; None leaves it to the hub's writer thread."""
-        return self._soon if is_small(episodes) else None
+        return self.soon if is_small(episodes) else None
 
     def when_done(self, future: Future[Any], then: Callable[[Future[Any]], object]) -> None:
         """Call `then(future)` on the loop when the future is done."""
-        future.add_done_callback(functools.partial(self._completed, then))
+        future.add_done_callback(functools.partial(self.completed, then))
 
     async def wait(self, future: Future[Any]) -> Any:
         """The result of a future; if this is cancelled, so is a change that was not begun."""
@@ -91,7 +137,8 @@ class Commits:
             future.cancel()
             raise
 
-    def _soon(self) -> None:
+    def soon(self) -> None:
+        """Commit what waits."""
         # What else has arrived is read before the loop comes to this.
         if not self._due:
             self._due = True
@@ -129,7 +176,7 @@ class Commits:
         self._commit()  # first: answers are sent while it waits for the disk
         self._deliver()
 
-    def _completed(self, then: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    def completed(self, then: Callable[[Any], object], future: Future[Any] | Outcome) -> None:
         """In whatever thread completes a future: one wake-up of the loop for all that are ready."""
         self._done.append((future, then))
         # No lock: what was added under a raised flag is seen, for they are lowered before `_deliver` looks.

@@ -6,6 +6,7 @@ read the hub's files anyway.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import stat
@@ -34,6 +35,9 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     hub_id: str
     key: str
+
+
+_announcement = msgspec.json.Decoder(Announcement).decode
 
 
 def runtime_directory(*, create: bool = False) -> Path:
@@ -80,12 +84,13 @@ def _read(path: Path) -> Announcement | None:
     try:
         if not (_private(path.parent) and _private(path)):
             return None
-        found = msgspec.json.decode(path.read_bytes(), type=Announcement)
-        return found if _is_running(found.pid) and _private(Path(found.key)) else None
+        found = _announcement(path.read_bytes())
+        return found if _is_running(found.pid) and _private(found.key) else None
     except (OSError, msgspec.MsgspecError):
         return None
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str | None) -> bool:
     """Whether a host name or address is this machine itself."""
     if host is None:
@@ -121,9 +126,9 @@ def _port(url: str) -> int:
     return parts.port or (443 if parts.scheme == "wss" else 80)
 
 
-def _private(path: Path) -> bool:
+def _private(path: str | Path) -> bool:
     """Whether a path is this user's, and nobody else can write or read it."""
-    info = path.stat()
+    info = os.stat(path)  # noqa: PTH116 - a life begins with three of these
     return os.name != "posix" or (info.st_uid == os.getuid() and not stat.S_IMODE(info.st_mode) & 0o077)
 
 

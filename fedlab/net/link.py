@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as dial
-from websockets.asyncio.server import broadcast
 from websockets.client import backoff
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from fedlab import errors
 from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, InvalidRequest, QuotaExceeded
 from fedlab.net import protocol
 from fedlab.net.discovery import is_loopback
+from fedlab.net.frames import QuickConnection
 from fedlab.net.pages import Page
 from fedlab.net.protocol import METHODS
 from fedlab.net.session import EXPIRED
@@ -33,7 +32,7 @@ from fedlab.net.session import EXPIRED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from websockets.protocol import Event
+    from fedlab.net.frames import BytesLike
 
 logger = logging.getLogger("fedlab.net")
 
@@ -66,10 +65,17 @@ class _Pending:
             self.future.exception()
 
 
-class _Connection(ClientConnection):
-    """Hands each answer on as soon as it is there: without a task that is woken for it."""
+class _Connection(QuickConnection, ClientConnection):
+    """Hands each answer on as soon as it is there, once it was told to whom."""
 
-    take: Callable[[bytes | bytearray | memoryview], None] | None = None
+    receive: Callable[[BytesLike], None] | None = None
+
+    def takes(self, size: int) -> bool:
+        return self.receive is not None
+
+    def take(self, data: BytesLike) -> None:
+        assert self.receive is not None
+        self.receive(data)
 
     def say_goodbye(self) -> None:
         """Close without waiting for the hub's goodbye: what mattered was acknowledged, and a life ends with this."""
@@ -77,17 +83,6 @@ class _Connection(ClientConnection):
             self.protocol.send_close(1000)
             self.send_data()
         self.transport.close()
-
-    def process_event(self, event: Event) -> None:
-        if (
-            self.take is not None
-            and isinstance(event, Frame)
-            and event.fin
-            and event.opcode in (Opcode.TEXT, Opcode.BINARY)
-        ):
-            self.take(event.data)
-        else:
-            super().process_event(event)
 
 
 class Link:
@@ -173,13 +168,15 @@ class Link:
         """The answer to a request that was submitted, within `patience` seconds (the usual time-out if None)."""
         patience = self._timeout if patience is None else patience
         pending = self._pending[number]
+        timer = asyncio.get_running_loop().call_later(patience, self._give_up, pending, patience)
         try:
-            async with asyncio.timeout(patience):
-                return await pending.future
-        except TimeoutError:
-            raise HubUnavailable(f"{self.url} did not answer {pending.method} within {patience:g} s") from None
+            return await pending.future
         finally:
+            timer.cancel()
             self._pending.pop(number, None)
+
+    def _give_up(self, pending: _Pending, patience: float) -> None:
+        pending.fail(HubUnavailable(f"{self.url} did not answer {pending.method} within {patience:g} s"))
 
     def submit(self, method: str, params: protocol.Params) -> int:
         """Send a request, or have it sent by the next connection; returns its id."""
@@ -202,10 +199,9 @@ class Link:
 
     def _send(self, socket: _Connection, pending: _Pending) -> None:
         pending.tries += 1
-        # Written at once: the order of calls is the order on the wire, and a cancelled call can not stop half-way.
-        broadcast([socket], pending.data.decode() if self._form.text else pending.data)
+        socket.send_now(pending.data, text=self._form.text)
 
-    def _receive(self, data: bytes | bytearray | memoryview) -> None:
+    def _receive(self, data: BytesLike) -> None:
         try:
             number, result, fault, more = self._form.decode_answer(data)
         except InvalidRequest as error:
@@ -258,7 +254,7 @@ class Link:
         try:
             self._take_up(socket)
             self._socket = socket
-            socket.take = self._receive
+            socket.receive = self._receive
             while True:
                 self._receive(await socket.recv(decode=False))  # in fragments, or before this line
         except ConnectionClosed as closed:
@@ -280,7 +276,7 @@ class Link:
         self._agents = {agent: life for agent, life in self._agents.items() if life[1] > now}
         for resume, _ in self._agents.values():
             data = self._form.encode(protocol.Request(next(self._ids), "spawn_agent", resume))
-            broadcast([socket], data.decode() if self._form.text else data)
+            socket.send_now(data, text=self._form.text)
         for number, pending in list(self._pending.items()):
             if pending.tries >= TRIES:
                 pending.fail(HubUnavailable(f"{pending.method} broke {TRIES} connections to {self.url}"))

@@ -23,11 +23,12 @@ from fedlab.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+    from concurrent.futures import Future
 
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
     from fedlab.hub.manifest import BackupManifest
-    from fedlab.hub.values import Change, Delta
+    from fedlab.hub.values import Change
     from fedlab.net.backups import Backups
 
 
@@ -77,11 +78,13 @@ class LocalConnection(HubConnection):
     async def call(self, method: str, params: protocol.Params) -> Any:
         """Have the hub do it."""
         hub = self._open()
+        if (begun := self.write_soon(params)) is not None:
+            return self.written(params, await self._loop().wait(begun))
         if answer := _ANSWERS.get(type(params)):
             return await answer(self, params)
         if method == "info":
             return msgspec.structs.replace(hub.info(), role=self.identity.role, tenant_id=self.identity.tenant_id)
-        arguments = msgspec.structs.asdict(params)
+        arguments = _fields(params)
         if isinstance(params, (protocol.Policy, protocol.Preview)) and params.policy is not None:
             arguments["policy"] = RetentionPolicy.from_json(params.policy)
         if method in _WITH_ACTOR:
@@ -113,6 +116,9 @@ class LocalConnection(HubConnection):
         if self._closed:
             return
         self._closed = True
+        self._release()
+
+    def _release(self) -> None:
         if self.hub.closed:
             return
         for agent in self._held:
@@ -134,35 +140,35 @@ class LocalConnection(HubConnection):
             self._commits = Commits(self.hub, asyncio.get_running_loop())
         return self._commits
 
-    async def _put(self, params: protocol.Put) -> int:
-        loop = self._loop()
-        seq: int = await loop.wait(
-            self.hub.put_soon(params.episodes, actor=self.actor, wake=loop.wake(params.episodes))
-        )
-        return seq
+    def write_soon(self, params: protocol.Params) -> Future[Any] | None:
+        """Begin what a push, a spawn or a sync asks for; None if it is neither. `written` makes its answer of it."""
+        hub, loop = self._open(), self._loop()
+        if isinstance(params, protocol.Put):
+            return hub.put_soon(params.episodes, actor=self.actor, wake=loop.wake(params.episodes))
+        if isinstance(params, protocol.SyncAgent):
+            return hub.sync_agent_soon(**_fields(params), wake=loop.wake(params.episodes))
+        if isinstance(params, protocol.SpawnAgent):
+            return hub.spawn_agent_soon(**_fields(params), wake=loop.wake())
+        return None
 
-    async def _embed(self, params: protocol.Embed) -> list[Vector]:
-        return list(await self._loop().wait(self.hub.embed_soon(params.texts)))
-
-    async def _spawn(self, params: protocol.SpawnAgent) -> Life:
-        loop = self._loop()
-        spawned = self.hub.spawn_agent_soon(**msgspec.structs.asdict(params), wake=loop.wake())
-        record = await loop.wait(spawned)
-        agent = params.tenant_id, params.agent_id
-        self._held.add(agent)
-        self._holders[agent] = self
-        return Life(agent=record, hub=self.hub.info(), nonce=params.nonce)
-
-    async def _sync(self, params: protocol.SyncAgent) -> Delta:
-        loop = self._loop()
-        synced = self.hub.sync_agent_soon(**msgspec.structs.asdict(params), wake=loop.wake(params.episodes))
-        delta: Delta = await loop.wait(synced)
-        if params.ending is not None:
+    def written(self, params: protocol.Params, result: Any) -> Any:
+        """The answer to what `write_soon` began: from a spawn on this connection carries the agent, until its end."""
+        if isinstance(params, protocol.SpawnAgent):
+            agent = params.tenant_id, params.agent_id
+            self._held.add(agent)
+            self._holders[agent] = self
+            if self._closed:  # while it was committed
+                self._release()
+            return Life(agent=result, hub=self.hub.info(), nonce=params.nonce)
+        if isinstance(params, protocol.SyncAgent) and params.ending is not None:
             agent = params.tenant_id, params.agent_id
             self._held.discard(agent)
             if self._holders.get(agent) is self:
                 del self._holders[agent]
-        return delta
+        return result
+
+    async def _embed(self, params: protocol.Embed) -> list[Vector]:
+        return list(await self._loop().wait(self.hub.embed_soon(params.texts)))
 
     async def _recall(self, params: protocol.Recall) -> list[Memory]:
         return (await self.recall_each([params]))[0]
@@ -257,15 +263,13 @@ class LocalConnection(HubConnection):
             unsubscribe()
 
 
+_fields = msgspec.structs.asdict
 _Asked: TypeAlias = "tuple[Sequence[protocol.Recall], asyncio.Future[list[list[Memory]]]]"
 _WITH_ACTOR = ("forget", "set_retention", "hold", "release", "erase_tenant", "erase_agent", "erase_episodes")
 _RECALL = [name for name in protocol.Recall.__struct_fields__ if name not in ("text", "vector")]
 _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine[Any, Any, Any]]] = {
-    protocol.Put: LocalConnection._put,
     protocol.Recall: LocalConnection._recall,
     protocol.Embed: LocalConnection._embed,
-    protocol.SpawnAgent: LocalConnection._spawn,
-    protocol.SyncAgent: LocalConnection._sync,
     protocol.Watch: LocalConnection._watch,
     protocol.Backup: LocalConnection._backup,
     protocol.BackupName: LocalConnection._verify_backup,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from fedlab.episode import encode_vector
+from fedlab.episode import FLOAT16, encode_vector
 from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ def to_frame(pages: list[Page]) -> pl.DataFrame:
 
 def read_vector(_type: Any, value: Any) -> Any:
     """A vector from the hub, which has checked it (`dec_hook`)."""
-    return np.frombuffer(base64.b64decode(value) if isinstance(value, str) else value, dtype="<f2")
+    return np.frombuffer(base64.b64decode(value) if isinstance(value, str) else value, FLOAT16)

@@ -29,6 +29,7 @@ from fedlab.hub.values import (
     Stats,
     VerifyReport,
 )
+from fedlab.net.malformed import find_fault, request_id
 from fedlab.net.pages import Page, read_vector
 from fedlab.net.tokens import Role
 from fedlab.recall import MAX_IDS, RecallPolicy
@@ -428,6 +429,14 @@ class Format(Generic[C]):
         except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
             raise InvalidRequest(f"{method}: {_clean(str(error)):.300}") from None
 
+    def explain(self, data: bytes | bytearray | memoryview, error: Exception) -> tuple[int | None, Exception]:
+        """Of a message that is no request: its id, where that can be read, and what is wrong with it, known better."""
+        if not self.text:
+            return None, error
+        if fault := find_fault(data):
+            error = _placed(f"{fault[1]} - at `{_clean(fault[0]):.200}`")
+        return request_id(data), error
+
     def decode_answer(self, data: bytes | bytearray | memoryview) -> tuple[int | None, Raw, Fault | None, bool]:
         """The id, the result (still as bytes), the fault and `more` of an answer.
 
@@ -461,6 +470,11 @@ def _invalid(method: str, error: msgspec.ValidationError) -> InvalidRequest:
     cause = error.__cause__
     if isinstance(cause, InvalidRequest):
         return type(cause)(message, **cause.details)
+    return _placed(message)
+
+
+def _placed(message: str) -> InvalidRequest:
+    """The error of a message that says where in the params it found something."""
     missing = _MISSING.search(message)
     place = _IN_EPISODE.search(message)
     if place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -72,18 +73,29 @@ class Raw:
         return await self.answer()
 
 
-@pytest.fixture
-async def raw(server: HubServer, token: Callable[..., str]) -> AsyncIterator[Raw]:
-    headers = {"Authorization": f"Bearer {token(None, 'admin')}"}
+@contextlib.asynccontextmanager
+async def dialled(server: HubServer, token: str, subprotocol: str) -> AsyncIterator[Raw]:
     async with dial(
         server.url,
-        subprotocols=["fedlab.v1.msgpack"],
-        additional_headers=headers,
+        subprotocols=[subprotocol],
+        additional_headers={"Authorization": f"Bearer {token}"},
         compression=None,
         max_size=None,
         proxy=None,
     ) as socket:
         yield Raw(socket)
+
+
+@pytest.fixture
+async def raw(server: HubServer, token: Callable[..., str]) -> AsyncIterator[Raw]:
+    async with dialled(server, token(None, "admin"), "fedlab.v1.msgpack") as raw:
+        yield raw
+
+
+@pytest.fixture
+async def json_raw(server: HubServer, token: Callable[..., str]) -> AsyncIterator[Raw]:
+    async with dialled(server, token(None, "admin"), "fedlab.v1.json") as raw:
+        yield raw
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10) -> None:

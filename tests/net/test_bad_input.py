@@ -77,6 +77,56 @@ async def test_a_bad_push_is_named_and_stores_nothing(raw: Raw, params: Any, cod
     assert "Traceback" not in str(answer)
 
 
+PUSH = '{"id":7,"method":"put","params":{"episodes":[{"tenant_id":"t","agent_id":"a","task":"x","input":%s,"output":"o","reward":%s}]}}'
+
+
+@pytest.mark.parametrize(
+    ("message", "number", "code", "said"),
+    [
+        (PUSH % ('"i"', "NaN"), 7, "invalid_episode", "nan is no number of JSON - at `$.episodes[0].reward`"),
+        (PUSH % ('"i"', "-Infinity"), 7, "invalid_episode", "-inf is no number of JSON - at `$.episodes[0].reward`"),
+        (PUSH % ('"i"', "1e999"), 7, "invalid_episode", "$.episodes[0].reward"),
+        (
+            PUSH % (r'"\ud800"', "1"),
+            7,
+            "invalid_episode",
+            "lone surrogate: it is no valid text - at `$.episodes[0].input`",
+        ),
+        (PUSH % (r'"\udc00 x"', "1"), 7, "invalid_episode", "lone surrogate"),
+        (
+            '{"method":"recall","params":{"tenant_id":"t","text":"\\ud800","id":9},"id":8}',
+            8,
+            "invalid_request",
+            "$.text",
+        ),
+        ('{"method":"recall","params":{"tenant_id":"t","k":NaN},"id":9}', 9, "invalid_request", "$.k"),
+        (r'{"id":3,"method":"\ud800","params":{}}', 3, "invalid_request", "no request"),
+        ('{"id":4,"method":"put","params":{"episodes":[', 4, "invalid_request", "no request"),
+        ('{"id":5,"method":"put","params":' + "[" * 50_000, 5, "invalid_request", "no request"),
+        ('{"id":NaN,"method":"info","params":{}}', None, "invalid_request", "no request"),
+        ('{"id":-1,"method":"info","params":{}}', None, "invalid_request", "no request"),
+        ('{"id":true,"method":"info","params":{}}', None, "invalid_request", "no request"),
+        ('{"method":"info","params":{"id":6', None, "invalid_request", "no request"),
+        ('[{"id":6,"method":"info"}]', None, "invalid_request", "no request"),
+    ],
+)
+async def test_what_is_no_json_is_named_and_answered_under_its_id(
+    json_raw: Raw, message: str, number: int | None, code: str, said: str
+):
+    await json_raw.send(message)
+    answer = await json_raw.answer()
+    assert answer["id"] == number
+    assert answer["fault"]["code"] == code
+    assert said in answer["fault"]["message"]
+
+
+async def test_bytes_that_are_no_text_are_answered_under_their_id(json_raw: Raw):
+    for wrong in (b"\xff", b"\xed\xa0\x80"):
+        await json_raw.socket.send(PUSH.encode() % (b'"' + wrong + b'"', b"1"), text=True)
+        answer = await json_raw.answer()
+        assert (answer["id"], answer["fault"]["code"]) == (7, "invalid_request")
+
+
 @pytest.mark.parametrize(
     ("method", "params"),
     [
@@ -121,7 +171,6 @@ async def test_a_bad_call_is_an_invalid_request(raw: Raw, method: str, params: A
 @pytest.mark.parametrize(
     "text",
     [
-        '{"id":1,"method":"put","params":{"episodes":[{"tenant_id":"t","agent_id":"a","task":"\\ud800","input":"","output":"","reward":1}]}}',
         '{"id":1,"method":"info","params":' + "[" * 50_000 + "]" * 50_000 + "}",
         '{"id":1,"method":"info","params":' + '{"a":' * 50_000,
         '{"id":1',
@@ -133,19 +182,13 @@ async def test_a_bad_call_is_an_invalid_request(raw: Raw, method: str, params: A
         "[]",
         '"\\u0000"',
         "NaN",
-        '{"id":1,"method":"put","params":{"episodes":[{"tenant_id":"t","agent_id":"a","task":"x","input":"","output":"","reward":NaN}]}}',
     ],
 )
-async def test_bad_json_gets_an_error_frame(server: HubServer, token: Any, text: str):
-    from websockets.asyncio.client import connect as dial
-
-    headers = {"Authorization": f"Bearer {token(None, 'admin')}"}
-    async with dial(server.url, subprotocols=["fedlab.v1.json"], additional_headers=headers, proxy=None) as socket:  # type: ignore[list-item]
-        raw = Raw(socket)
-        await raw.send(text)
-        assert (await raw.answer())["fault"]["code"] == "invalid_request"
-        await raw.send('{"id":2,"method":"info"}')
-        assert (await raw.answer())["id"] == 2
+async def test_bad_json_gets_an_error_frame(json_raw: Raw, text: str):
+    await json_raw.send(text)
+    assert (await json_raw.answer())["fault"]["code"] == "invalid_request"
+    await json_raw.send('{"id":2,"method":"info"}')
+    assert (await json_raw.answer())["id"] == 2
 
 
 async def test_a_message_over_the_limit_is_a_named_error_for_its_sender(hub: Hub, episode: Make):

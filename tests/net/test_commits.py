@@ -68,12 +68,15 @@ async def test_a_slow_disk_is_waited_for_elsewhere_than_on_the_event_loop(
         await connection.put(episode(2, vector=vector(2)))
         await connection.spawn_agent("acme", "a1", lifetime=60)
         assert threads[:3] == [True, True, False]
-        for n in range(3, 43):  # the disk may be slow in earnest
-            await connection.sync_agent("acme", "a1", [episode(n, agent_id="a1", vector=vector(n))], after=0)
+        pushed = 3
+        while not any(threads[4:]) and pushed < 1_000:  # the disk may be slow in earnest
+            made = episode(pushed, agent_id="a1", vector=vector(pushed))
+            await connection.sync_agent("acme", "a1", [made], after=0, limit=0)
+            pushed += 1
         assert any(threads[4:])
-        await connection.put([episode(n, vector=vector(n)) for n in range(50, 51 + SMALL)])  # not small
+        await connection.put([episode(n, vector=vector(n)) for n in range(2_000, 2_001 + SMALL)])  # not small
     assert not threads[-1]
-    assert hub.stats().episodes == 44 + SMALL
+    assert hub.stats().episodes == pushed + SMALL + 1
 
 
 async def test_what_comes_while_a_commit_waits_for_the_disk_shares_the_next_one(

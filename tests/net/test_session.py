@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
@@ -94,3 +96,34 @@ async def test_a_message_over_the_limit_is_not_received_either_way(hub: Hub, siz
         assert said is not None
         assert said.code == 1009
         assert session.under_way == 0
+
+
+async def test_messages_in_pieces_and_many_at_once_do_not_end_the_quick_way(raw: Raw, connection: Connection):
+    for piece in (frame(1, 70_000)[:300], frame(1, 70_000)[300:], b"".join(map(frame, range(2, 9))), PING, frame(9)):
+        connection.data_received(piece)
+        assert connection._aligned
+    assert sorted(await received(raw, 9)) == [*range(1, 10)]
+    connection.data_received(frame(10)[:1])  # not even its size is known
+    connection.data_received(frame(10)[1:])
+    assert not connection._aligned
+    assert await received(raw, 1) == [10]
+
+
+@pytest.mark.parametrize("size", [1, 200, 70_000])
+async def test_answers_are_received_however_they_are_cut(hub: Hub, server: HubServer, episode, vector, size: int):
+    hub.put([episode(n, output=str(n) * size, vector=vector(n)) for n in range(4)])
+    async with fedlab.connect(server.url) as client:
+        await client.info()
+        socket = client._link._socket
+        assert socket is not None
+        whole = socket.data_received
+        for cut in (1, 2, 3, 5, 9, 11, 130, 1_000):
+
+            def in_pieces(data: bytes, cut: int = cut) -> None:
+                for piece in (data[:cut], data[cut:]):
+                    if piece:
+                        whole(piece)
+
+            socket.data_received = in_pieces  # type: ignore[method-assign]
+            found = await asyncio.gather(*(client.recall("acme", vector(n), k=1) for n in range(4)))
+            assert [each[0].output for each in found] == [str(n) * size for n in range(4)]
