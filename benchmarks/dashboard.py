@@ -6,22 +6,23 @@ folder that is named it is kept for the next time.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import data
 from dashboard import PAGES
-from fedlab import Episode, Hub, MaxEpisodes, connect_sync
+from fedlab import Episode, Hub, MaxEpisodes, SimulatedClock, connect_sync
 from tests.dashboard import browsers
 from tests.processes import HubProcess
 
 TENANTS, SESSIONS, RECALLS, BATCH = 20, 10, 400, 2_000
-DAY = 86_400_000
 PAINTED = ", ".join(
     f"[data-testid=stMain] {each}"
     for each in (".js-plotly-plot .main-svg", "[data-testid=stMetricValue]", "[data-testid=stDataFrame] canvas")
@@ -34,8 +35,9 @@ def build(folder: Path, rows: int) -> Path:
     target = folder / "hub"
     if target.exists():
         return target
-    with Hub(folder / "building", embedder="hashing") as hub:
-        now = hub.clock.now()
+    shutil.rmtree(folder / "building", ignore_errors=True)  # of a build that was ended
+    clock = SimulatedClock(datetime.now(UTC) - timedelta(days=100))
+    with Hub(folder / "building", clock, embedder="hashing") as hub:
         before: dict[str, list[str]] = {}
         for part in range(0, rows, BATCH):
             tenant = f"tenant-{part // BATCH % TENANTS:02}"
@@ -46,12 +48,12 @@ def build(folder: Path, rows: int) -> Path:
                     Episode(
                         tenant_id=tenant,
                         agent_id=f"agent-{part // BATCH:04}",
-                        created_at=now - (rows - number) * 100 * DAY // rows,
                         metadata={"generation": number * 50 // rows},
                         sources=before[tenant][number % BATCH :][:1] if number % 2 and tenant in before else (),
                         **fields,
                     )
                 )
+            clock.advance(days=100 * BATCH / rows)
             hub.spawn_agent(tenant, made[0].agent_id, lifetime=300)
             hub.sync_agent(tenant, made[0].agent_id, made, after=0, ending="destroyed", recalled=10)
             before[tenant] = [each.id for each in made]
