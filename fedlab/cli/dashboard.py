@@ -50,7 +50,7 @@ def dashboard(
     given = targets or []
     _check(given)
     with _demo(place) if not given else contextlib.nullcontext(given) as shown:
-        settings = {"targets": shown, "own_rights": is_loopback(host), "demo": not given}
+        settings = {"targets": shown, "own_rights": is_loopback(host)}
         _run_streamlit(streamlit_command(place / "app.py", host, port, browser=browser), settings)
 
 
