@@ -93,7 +93,7 @@ def streamlit_command(script: Path, host: str, port: int, *, browser: bool) -> l
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
     }
-    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command = [sys.executable, str(script.with_name("serve.py")), str(script)]
     return [*command, *(f"--{name}={value}" for name, value in options.items())]
 
 
