@@ -163,7 +163,8 @@ def while_watched(chromium: browsers.Browser, url: str, hub: str) -> float:
     """The recall's p95 while sessions look at the live page."""
     windows = [browsers.Visitor(chromium, url) for _ in range(SESSIONS)]
     for window in windows:
-        window.go()
+        window.page.goto(url)
+        window.page.locator(PAINTED).first.wait_for()
     return recall_p95(hub)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 P = ParamSpec("P")
+BINS = 60
+"""Stretches of time in a chart: as many as are seen, and a browser draws in a moment also for 20 tenants."""
 LONGEST = 40
 """Characters of a name in a chart."""
 CONFIG = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 3}}

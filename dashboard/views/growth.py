@@ -15,7 +15,7 @@ from dashboard.figures import in_order
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST_GROUPS, MOST_ROWS = 100, 2_000  # that a hub tells apart; Streamlit would show a text that stands alone
+MOST_ROWS = 2_000  # groups that a hub tells apart; Streamlit would show a text that stands alone
 DETAILS = ("stored against forgotten", "each on its own", "bytes", "generations")
 COLUMNS = {"tenant": "tenant_id", "agent": "agent_id", "generation": "generation"}
 
@@ -39,7 +39,7 @@ def page() -> None:
         )
     with right:
         tenants = [look.choose_tenant() or ""] if by == "agent" else look.choose_tenants()
-    everything = sources.ask("growth", look.scope(tenants), by=by, top=_top(by))
+    everything = sources.ask("growth", look.scope(tenants), by=by, bins=look.BINS)
     if everything.is_empty():
         look.note("Nothing was ever stored here. Choose other tenants, or let an agent store an episode.")
         return
@@ -204,18 +204,16 @@ def _generations(tenants: Sequence[str], chosen: Range) -> None:
 def _grown(by: str, tenants: Sequence[str], time: Range) -> pl.DataFrame:
     """The growth of some tenants: of each on its own, where they are neither one nor all."""
     scopes = tenants if len(tenants) < len(sources.tenants()) else [look.scope(tenants)]
-    parts = [sources.ask("growth", each, by=by, since=time.since, until=time.until, top=_top(by)) for each in scopes]
+    ends: dict[str, Any] = {"since": time.since, "until": time.until, "bins": look.BINS}
+    parts = [sources.ask("growth", each, by=by, **ends) for each in scopes]
     summed: pl.DataFrame = pl.concat(parts).group_by("time", COLUMNS[by], maintain_order=True).sum()
     return summed.sort(COLUMNS[by], "time", nulls_last=True)
 
 
-def _top(by: str) -> int:
-    """How many are told apart: of agents and generations no more than can be read."""
-    return MOST_GROUPS if by == "tenant" else 20
-
-
 def _forgetting(tenants: Sequence[str], time: Range) -> pl.DataFrame:
-    frame: pl.DataFrame = sources.ask("forgetting", look.scope(tenants), since=time.since, until=time.until)
+    frame: pl.DataFrame = sources.ask(
+        "forgetting", look.scope(tenants), since=time.since, until=time.until, bins=look.BINS
+    )
     return frame.filter(pl.col("tenant_id").is_in(tenants))
 
 

@@ -27,7 +27,7 @@ def page() -> None:
             " or `fedlab demo` fills a hub of its own."
         )
         return
-    growth = sources.ask("growth", info.tenant_id)
+    growth = sources.ask("growth", info.tenant_id, by="tenant", bins=look.BINS)
     look.chart(
         figures.growth(growth, "tenant_id", look.colours(), zone=look.zone().key),
         growth,

@@ -90,6 +90,7 @@ def streamlit_command(script: Path, host: str, port: int, *, browser: bool) -> l
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
         "runner.magicEnabled": "false",
+        "runner.postScriptGC": "false",  # it takes more time than a page that is drawn again
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
     }
