@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedlab import Decay, Distinct, EphemeralAgent, KeepForever, MaxEpisodes, MinReward, connect
-from fedlab.demo import HubProcess
 from fedlab.episode import embedding_text
 from fedlab.errors import AgentExpired, FedlabError
+from fedlab.hub_process import HubProcess
 from fedlab.lab import ToolChoice
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ def _check(targets: list[str]) -> None:
 @contextlib.contextmanager
 def _demo(place: Path) -> Iterator[list[str]]:
     """A hub that generations of agents fill as long as it is looked at; its URL."""
-    from fedlab.demo import free_port
+    from fedlab.hub_process import free_port
 
     with tempfile.TemporaryDirectory(prefix="fedlab-dashboard-") as folder:
         port = free_port()
