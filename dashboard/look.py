@@ -127,9 +127,10 @@ def chart(
 
 
 def metrics(values: Mapping[str, object], helps: Mapping[str, str] | None = None) -> None:
-    """Numbers side by side, each under its name, with what helps to understand it."""
-    for column, (name, value) in zip(st.columns(len(values)), values.items(), strict=True):
-        column.metric(name, str(value), help=(helps or {}).get(name))
+    """Numbers side by side, on a phone some in a row, each under its name, with what helps to understand it."""
+    with st.container(horizontal=True, gap="large"):
+        for name, value in values.items():
+            st.metric(name, str(value), help=(helps or {}).get(name), width="content")
 
 
 def tamed(figure: go.Figure) -> go.Figure:
