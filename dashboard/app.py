@@ -28,9 +28,9 @@ def main() -> None:
 
 
 def _side_bar() -> None:
-    hubs = [each for each in sources.sources() if each.kind != "run"]
+    hubs = sources.hubs()
     if hubs:
-        st.selectbox("Hub", [each.name for each in hubs], key="hub", bind="query-params", persist_state="session")
+        st.selectbox("Hub", [*hubs], key="hub", bind="query-params", persist_state="session")
     with st.expander("Open another", icon=":material/add:", expanded=not hubs and not sources.runs()):
         st.text_input("URL of a hub, or a directory", key="target", placeholder="ws://127.0.0.1:8443")
         st.button("Open", on_click=_add)

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedlab import Decay, Distinct, EphemeralAgent, KeepForever, MaxEpisodes, MinReward, connect
-from fedlab.demo import HubProcess
 from fedlab.episode import embedding_text
-from fedlab.errors import AgentExpired, FedlabError
+from fedlab.errors import AgentExpired, FedlabError, HubUnavailable
+from fedlab.hub_process import HubProcess
 from fedlab.lab import ToolChoice
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy.typing as npt
 
     from fedlab.lab import Task
@@ -70,7 +72,7 @@ class Live:
                 for tenant in TENANTS:
                     for place in range(AGENTS):
                         own = tasks[place * TASKS : (place + 1) * TASKS]
-                        group.create_task(self._life(tenant, generation + 1, place, own))
+                        group.create_task(self._mortal(tenant, generation + 1, place, own))
             generation += 1
 
     async def _learn(self, inputs: list[str]) -> None:
@@ -79,6 +81,11 @@ class Live:
         ]
         if texts:
             self._vectors.update(zip(texts, await self._connection.embed(texts), strict=True))
+
+    async def _mortal(self, *life: Any) -> None:
+        """A life that a hub that is away, or a machine that slept, may end: the others and the next ones go on."""
+        with contextlib.suppress(HubUnavailable, AgentExpired):
+            await self._life(*life)
 
     async def _life(self, tenant: str, generation: int, place: int, tasks: list[Task]) -> None:
         """Recall, answer, store, push; and one of several ends."""
@@ -98,8 +105,6 @@ class Live:
                 await connection.close()
             if fate < CRASHES + EXPIRES:
                 await asyncio.sleep(LIFETIME)
-        except AgentExpired:
-            pass  # the machine slept longer than a life lasts: what was stored by then is synced
         finally:
             with contextlib.suppress(FedlabError):  # who crashed has no connection for a goodbye
                 await agent.destroy()

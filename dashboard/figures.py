@@ -33,7 +33,7 @@ def growth(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
     """
     figure = blank("Memory growth", f"time ({zone})", "episodes", group.removesuffix("_id"))
     for name, colour, rows in groups(frame, group, colours):
-        x = rows["time"].dt.convert_time_zone(zone).to_list()
+        x = times(rows["time"], zone)
         gone = (rows["forgotten"] + rows["erased"]).cum_sum()
         line = {"color": colour, "shape": "hv"}
         figure.add_scatter(
@@ -60,6 +60,13 @@ def groups(
     parts = frame.partition_by(group, as_dict=True, maintain_order=True)
     for (key,), rows in sorted(parts.items(), key=lambda part: (part[0][0] is None, part[0][0])):
         yield (rest if key is None else plain(key)), colours.get(str(key), REST), rows
+
+
+def times(column: pl.Series, zone: str) -> list[str]:
+    """Moments, or whole ms UTC, as text in a time zone: a chart has it in a tenth of the time that datetimes take."""
+    if column.dtype == pl.Int64:
+        column = pl.from_epoch(column, time_unit="ms").dt.replace_time_zone("UTC")
+    return column.dt.convert_time_zone(zone).dt.to_string("%Y-%m-%d %H:%M:%S%.3f").to_list()
 
 
 def before_and_after(
@@ -151,7 +158,7 @@ def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
         rows = frame.filter(pl.col("method") == method)
         for row, column in enumerate(("per_second", "p95_ms"), 1):
             figure.add_scatter(
-                x=rows["at"].dt.convert_time_zone(zone).to_list(),
+                x=times(rows["at"], zone),
                 y=rows[column].to_list(),
                 name=plain(method),
                 legendgroup=method,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from dashboard.figures import groups
+from dashboard.figures import groups, times
 from dashboard.look import plain
 from fedlab.plots import blank
 
@@ -40,11 +40,10 @@ def stacked(
     number = "%{y:.3s}B" if unit == "bytes" else "%{y:,}"
     for name, colour, rows in groups(frame, group, colours):
         figure.add_scatter(
-            x=_times(rows, zone),
+            x=times(rows["time"], zone),
             y=rows.select(value).to_series().to_list(),
             name=name,
-            mode="lines+markers",
-            marker={"opacity": 0, "size": 4},  # what has no points can't be selected
+            mode="lines",
             line={"color": colour, "shape": "hv", "width": 1.5},
             stackgroup="all",
             hovertemplate=number,
@@ -52,6 +51,14 @@ def stacked(
     return figure.update_yaxes(
         rangemode="tozero", tickformat="~s" if unit == "bytes" else ",", ticksuffix="B" if unit == "bytes" else ""
     )
+
+
+def selectable(figure: go.Figure, frame: pl.DataFrame, *, zone: str) -> go.Figure:
+    """Let a box be drawn on a figure over time: what has no points can't be selected, and these are not seen."""
+    at = times(frame["time"].unique().sort(), zone)
+    points = {"mode": "markers", "marker": {"opacity": 0}, "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(x=at, y=[0] * len(at), name="", **points)
+    return figure.update_layout(dragmode="select", selectdirection="h")
 
 
 def panels(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone: str) -> go.Figure:
@@ -72,7 +79,7 @@ def panels(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
         ]
         for name, values, line in lines:
             figure.add_scatter(
-                x=_times(own, zone),
+                x=times(own["time"], zone),
                 y=values.to_list(),
                 name=name,
                 legendgroup=name,
@@ -97,7 +104,7 @@ def turnover(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zon
         for part, values in parts.items():
             if part == "stored" or (values != 0).any():
                 figure.add_bar(
-                    x=_times(rows, zone),
+                    x=times(rows["time"], zone),
                     y=values.to_list(),
                     name=name if part == "stored" else f"{name}, {part}",
                     legendgroup=name,
@@ -130,7 +137,7 @@ def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure
     if told.is_empty():
         return figure
     x, y, texts = [], [], []
-    for at, (text, more) in zip(_times(told, zone), told.select("text", "more").rows(), strict=True):
+    for at, (text, more) in zip(times(told["time"], zone), told.select("text", "more").rows(), strict=True):
         x += [at, at, None]
         y += [0, 1, None]
         texts += ["", text + (f"<br>and {more} more" if more > 0 else ""), ""]
@@ -168,7 +175,3 @@ def by_generation(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
 
 def _told(row: dict[str, Any]) -> str:
     return f"{plain(row['tenant_id'])} forgot {row['forgotten']:,}: {plain(row['reason'])}"
-
-
-def _times(frame: pl.DataFrame, zone: str) -> list[Any]:
-    return frame["time"].dt.convert_time_zone(zone).to_list()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from dashboard.figures import times
 from dashboard.look import plain
 from fedlab.plots import OKABE_ITO, blank
 
@@ -26,15 +27,14 @@ def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
     figure = blank("Lives, from spawn to death", f"time ({zone})", "agents, the first at the bottom", "end")
     rows = lives.sort("spawned_at").with_row_index("place")
     now = max(each for name in ("spawned_at", "ended_at") for each in rows[name].drop_nulls().to_list())
-    times = [_time(name, zone) for name in ("spawned_at", "ended_at")]
-    rows = rows.with_columns(pl.col("ended_at").fill_null(now)).with_columns(times)
+    begun, ended = times(rows["spawned_at"], zone), times(rows["ended_at"].fill_null(now), zone)
     for status, colour in ENDS.items():
         some = rows.filter(pl.col("status") == status)
         xs: list[object] = []
         ys: list[int | None] = []
         names: list[str | None] = []
-        for place, agent_id, begun, ended in some.select("place", "agent_id", "spawned_at", "ended_at").iter_rows():
-            xs += [begun, ended, None]
+        for place, agent_id in some.select("place", "agent_id").iter_rows():
+            xs += [begun[place], ended[place], None]
             ys += [place, place, None]
             names += [plain(agent_id), plain(agent_id), None]
         if xs:
@@ -62,11 +62,10 @@ def exchange(lives: pl.DataFrame, zone: str) -> go.Figure:
     """
     figure = blank("Pulled and pushed by each life", f"spawned, time ({zone})", "episodes", "direction")
     rows = lives.sort("spawned_at")
-    x = rows.select(_time("spawned_at", zone)).to_series().to_list()
     names = [plain(each) for each in rows["agent_id"]]
     for name, sign, colour in (("pushed", 1, OKABE_ITO[2]), ("pulled", -1, OKABE_ITO[3])):
         figure.add_scatter(
-            x=x,
+            x=times(rows["spawned_at"], zone),
             y=(sign * rows[name]).to_list(),
             name=name,
             mode="markers",
@@ -114,8 +113,3 @@ def credit(frame: pl.DataFrame, by: str) -> go.Figure:
         height=max(360, 60 + 22 * len(label)),
     )
     return figure
-
-
-def _time(column: str, zone: str) -> pl.Expr:
-    """A column of ms UTC as times in a zone."""
-    return pl.from_epoch(pl.col(column), time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dashboard.figures import groups
+from dashboard.figures import groups, times
 from fedlab.plots import add_band, blank
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def learning(frame: pl.DataFrame, x: str, colours: Mapping[str, str], *, zone: s
     figure = blank("Learning curve", name_of_x, "mean reward (95 % interval)", "tenant")
     for name, colour, rows in groups(frame.drop_nulls(x), "tenant_id", colours):
         own = rows.sort(x)
-        at = own[x].to_list() if x == "generation" else own[x].dt.convert_time_zone(zone).to_list()
+        at: Any = own[x].to_list() if x == "generation" else times(own[x], zone)
         add_band(figure, at, own["ci_low"].to_list(), own["ci_high"].to_list(), colour, name)
         figure.add_scatter(
             x=at,

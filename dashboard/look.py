@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -16,12 +17,13 @@ from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, Perm
 from fedlab.plots import tenant_colours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
 
-REFRESH = 2.0
-"""Seconds between two looks at a live hub."""
+P = ParamSpec("P")
+BINS = 60
+"""Stretches of time in a chart: as many as are seen, and a browser draws in a moment also for 20 tenants."""
 LONGEST = 40
 """Characters of a name in a chart."""
 CONFIG = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 3}}
@@ -117,11 +119,18 @@ def chart(
         on_select=select if callable(select) else "rerun" if select else "ignore",
         **options,
     )
-    with st.expander("Data", icon=":material/table:"):
+    with st.popover("Data", icon=":material/table:", type="tertiary", help="Of this chart, to read and download."):
         st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
         if len(data) > 5_000:
             st.caption(f"The first 5,000 of {len(data):,} rows.")
     return chosen
+
+
+def metrics(values: Mapping[str, object], helps: Mapping[str, str] | None = None) -> None:
+    """Numbers side by side, on a phone some in a row, each under its name, with what helps to understand it."""
+    with st.container(horizontal=True, gap="large"):
+        for name, value in values.items():
+            st.metric(name, str(value), help=(helps or {}).get(name), width="content")
 
 
 def tamed(figure: go.Figure) -> go.Figure:
@@ -150,8 +159,13 @@ def nobody(text: str) -> None:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """What goes wrong becomes a sentence that says what to do; the session goes on."""
+def guarded(*, live: bool = False) -> Iterator[None]:
+    """What goes wrong becomes a sentence that says what to do; the session goes on.
+
+    Args:
+        live: As of `sources.refresh`.
+    """
+    sources.refresh(live=live)
     try:
         yield
     except HubUnavailable as error:
@@ -168,9 +182,21 @@ def guarded() -> Iterator[None]:
         st.error(literal(error), icon=":material/error:")
 
 
-@st.fragment(run_every=REFRESH)
+def live(draw: Callable[P, None]) -> Callable[P, None]:
+    """A part of a page that is drawn again every two seconds."""
+
+    @functools.wraps(draw)
+    def guard(*args: P.args, **keywords: P.kwargs) -> None:
+        with guarded(live=True):
+            draw(*args, **keywords)
+
+    return st.fragment(guard, run_every=sources.REFRESH)
+
+
+@st.fragment(run_every=sources.REFRESH)
 def _wait() -> None:
     """Try again until the hub is back."""
+    sources.refresh()
     with contextlib.suppress(FedlabError):
         sources.hub()
         st.rerun()
@@ -187,14 +213,20 @@ def choose_tenants(key: str = "tenants") -> list[str]:
     return chosen or known
 
 
+def scope(tenants: Sequence[str]) -> str | None:
+    """Which tenant a hub is asked for; None for all."""
+    return tenants[0] if len(tenants) == 1 else None
+
+
 def choose_tenant(key: str = "tenant") -> str | None:
     """The one tenant that a page is about; None if there is none yet."""
     known = sources.tenants()
     return st.selectbox("Tenant", known, key=key, bind="query-params", persist_state="session") if known else None
 
 
-@st.fragment(run_every=REFRESH)
+@st.fragment(run_every=sources.REFRESH)
 def _await_tenant() -> None:
+    sources.refresh()
     with contextlib.suppress(FedlabError):
         if sources.tenants():
             st.rerun()

@@ -1,7 +1,7 @@
 """What is looked at: hubs by URL or directory, backups, runs of experiments; and how it is asked.
 
 Everything a page reads from a hub goes through `ask`. The log says when anything changed: an answer is kept until the
-hub's `seq` has moved on.
+hub's `seq` has moved on, which is asked for once in each run of a page, and by all sessions that look live together.
 
 Beyond loopback a visitor brings a token: what the person who started the dashboard may do is not theirs.
 """
@@ -21,11 +21,11 @@ import streamlit as st
 from fedlab import Hub
 from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest
 from fedlab.net import open_hub
+from fedlab.net.tokens import ROLES, Role
+from fedlab.retention import KeepForever, RetentionPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import polars as pl
 
     from fedlab.hub.values import HubInfo
     from fedlab.lab.results import Results
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "FEDLAB_DASHBOARD"
 """The environment variable by which `fedlab dashboard` tells the application what to show."""
+REFRESH = 2.0
+"""Seconds between two looks at a live hub."""
 PATIENCE = 2.0
 """Seconds to go on trying to reach a hub, before the page says that it is away."""
 Kind = Literal["hub", "directory", "backup", "run"]
@@ -44,12 +46,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         targets: URLs and directories.
         own_rights: Whether who looks has the rights of who started it: on loopback.
-        demo: Whether the first target is a hub that is being filled now.
     """
 
     targets: list[str] = []
     own_rights: bool = True
-    demo: bool = False
 
 
 class Source(NamedTuple):
@@ -75,7 +75,6 @@ class Opened:
     """A connection that is kept open between the visits of all pages."""
 
     def __init__(self, source: Source, token: str | None) -> None:
-        self._stack = contextlib.ExitStack()
         target = source.target
         with contextlib.ExitStack() as undo:
             if source.kind == "backup":
@@ -128,15 +127,20 @@ def sources() -> list[Source]:
     return [*given, *st.session_state.setdefault("own_sources", [])]
 
 
-def runs() -> list[Source]:
-    """The runs of experiments among them."""
-    return [each for each in sources() if each.kind == "run"]
+def runs() -> dict[str, Source]:
+    """The runs of experiments among them, by name."""
+    return {each.name: each for each in sources() if each.kind == "run"}
+
+
+def hubs() -> dict[str, Source]:
+    """The others, by name."""
+    return {each.name: each for each in sources() if each.kind != "run"}
 
 
 def current() -> Source | None:
     """The hub that all pages but that of experiments are about; None if there is none."""
-    hubs = {each.name: each for each in sources() if each.kind != "run"}
-    return hubs.get(st.session_state.get("hub", ""), next(iter(hubs.values()), None))
+    known = hubs()
+    return known.get(st.session_state.get("hub", ""), next(iter(known.values()), None))
 
 
 def token() -> str | None:
@@ -170,21 +174,39 @@ def _source() -> Source:
     return source
 
 
+def refresh(*, live: bool = False) -> None:
+    """What is asked from now on is asked of a new moment.
+
+    Args:
+        live: A moment that all sessions have together that look within the same two seconds: a hub that changes all the
+            time counts once for all of them.
+    """
+    st.session_state.moment = int(time.monotonic() / REFRESH) if live else time.monotonic_ns()
+
+
 def hub() -> HubInfo:
-    """Who the current hub is now, and what this visitor may do there."""
-    return connection().info()
+    """Who the current hub is at this moment, and what this visitor may do there."""
+    return _info(_source(), token(), st.session_state.moment)
 
 
-def may(role: str) -> bool:
+def may(role: Role) -> bool:
     """Whether this visitor has at least a role at the current hub."""
-    roles = ("observer", "agent", "admin")
-    return roles.index(hub().role) >= roles.index(role)
+    return ROLES.index(hub().role) >= ROLES.index(role)
 
 
 def tenants() -> list[str]:
     """All tenants that this visitor may see, in alphabetical order: they decide the colours."""
     info = hub()
     return [info.tenant_id] if info.tenant_id is not None else sorted(ask("tenants")["tenant_id"])
+
+
+def policies() -> dict[str, RetentionPolicy]:
+    """That of each tenant."""
+    own = hub().tenant_id
+    if own is not None:
+        return {own: ask("retention", own)}
+    stored = ask("tenants").select("tenant_id", "retention").iter_rows()
+    return {tenant: RetentionPolicy.from_json(text) if text else KeepForever() for tenant, text in stored}
 
 
 def ask(method: str, *args: Any, **keywords: Any) -> Any:
@@ -220,6 +242,11 @@ def _open(source: Source, own: str | None) -> Opened:
     return Opened(source, own)
 
 
+@st.cache_data(max_entries=100, show_spinner=False)
+def _info(source: Source, own: str | None, moment: int) -> HubInfo:
+    return _open(source, own).connection.info()
+
+
 @st.cache_data(max_entries=400, max_size="150MB", ttl="1m", show_spinner=False)  # time alone makes episodes older
 def _answer(source: Source, own: str | None, seq: int, asked: str, _call: tuple[str, Any, Any]) -> Any:
     # Policies have a repr that says everything, and Streamlit no way to hash them.
@@ -250,8 +277,3 @@ def _metrics(url: str, second: int) -> list[tuple[str, Mapping[str, str], float]
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     ]
-
-
-def recent(frame: pl.DataFrame, rows: int = 5_000) -> pl.DataFrame:
-    """The end of a frame: more than a browser should be sent is not sent."""
-    return frame.tail(rows)

@@ -55,6 +55,12 @@ class HubProcess:
                     raise AssertionError(f"the hub did not start:\n{self.log.read_text()}") from None
                 time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """`kill -9`."""
         assert self._process is not None

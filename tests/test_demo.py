@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from fedlab import Hub
-from fedlab.demo import HubProcess, run_demo
+from fedlab.demo import run_demo
 from fedlab.errors import HubUnavailable, InvalidRequest
+from fedlab.hub_process import HubProcess
 
 SMALL = {"generations": 4, "agents": 2, "tasks": 8, "embedder": "hashing", "progress": False}
 

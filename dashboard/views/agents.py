@@ -20,39 +20,36 @@ def page() -> None:
         look.nobody("This hub has no tenant yet: no agent has lived here. `fedlab demo` fills a hub.")
         return
     span = st.radio("Time", SPANS, key="span", bind="query-params", horizontal=True)
-    _live(tenant_id, span)
+    _lives(tenant_id, span)
     _credit(tenant_id)
 
 
-@st.fragment(run_every=look.REFRESH)
-def _live(tenant_id: str, span: str) -> None:
-    with look.guarded():
-        back = SPANS[span]
-        # Whole minutes: an answer that is asked for again and again is the same one.
-        since = None if back is None else datetime.now(UTC).replace(second=0, microsecond=0) - back
-        lives = sources.ask("lives", tenant_id, since=since, limit=MOST)
-        if lives.is_empty():
-            look.note("No agent lived here in this time. `EphemeralAgent.spawn` begins a life.")
-            return
-        ends = dict(lives["status"].value_counts().iter_rows())
-        columns = st.columns(4)
-        for column, status in zip(columns, figures.ENDS, strict=True):
-            column.metric(status.capitalize(), f"{ends.get(status, 0):,}")
-        zone = look.zone().key
-        look.chart(
-            figures.timeline(lives, zone),
-            lives,
-            key="timeline",
-            about="A line for each life, from its spawn to its end; the colour says how it ended.",
-        )
-        if len(lives) == MOST:
-            st.caption(f"The last {MOST:,} lives.")
-        look.chart(
-            figures.exchange(lives, zone),
-            lives.select("agent_id", "generation", "spawned_at", "pulled", "pushed", "mean_reward"),
-            key="exchange",
-            about="How many episodes each life pulled from the hub, and how many it pushed.",
-        )
+@look.live
+def _lives(tenant_id: str, span: str) -> None:
+    back = SPANS[span]
+    # Whole minutes: an answer that is asked for again and again is the same one.
+    since = None if back is None else datetime.now(UTC).replace(second=0, microsecond=0) - back
+    lives = sources.ask("lives", tenant_id, since=since, limit=MOST)
+    if lives.is_empty():
+        look.note("No agent lived here in this time. `EphemeralAgent.spawn` begins a life.")
+        return
+    ends = dict(lives["status"].value_counts().iter_rows())
+    look.metrics({status.capitalize(): f"{ends.get(status, 0):,}" for status in figures.ENDS})
+    zone = look.zone().key
+    look.chart(
+        figures.timeline(lives, zone),
+        lives,
+        key="timeline",
+        about="A line for each life, from its spawn to its end; the colour says how it ended.",
+    )
+    if len(lives) == MOST:
+        st.caption(f"The last {MOST:,} lives.")
+    look.chart(
+        figures.exchange(lives, zone),
+        lives.select("agent_id", "generation", "spawned_at", "pulled", "pushed", "mean_reward"),
+        key="exchange",
+        about="How many episodes each life pulled from the hub, and how many it pushed.",
+    )
 
 
 def _credit(tenant_id: str) -> None:

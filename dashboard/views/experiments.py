@@ -24,7 +24,7 @@ REFRESH = 5.0  # seconds between two looks at a run that is under way
 
 def page() -> None:
     """All of it."""
-    runs = {each.name: each for each in sources.runs()}
+    runs = sources.runs()
     if not runs:
         look.note(
             "No run is open. `fedlab run experiment.toml --output my-run` makes one, `fedlab dashboard my-run` shows"

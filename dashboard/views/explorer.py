@@ -128,18 +128,14 @@ def _episode(tenant_id: str, episode_id: str, *, hint: bool) -> None:
         look.note("It was forgotten: what is still known of it stands in its lineage.")
     else:
         episode = look.local(frame).row(0, named=True)
-        columns = st.columns(4)
-        for column, (name, value) in zip(
-            columns,
+        look.metrics(
             {
                 "Reward": f"{episode['reward']:,.3f}",
                 "Agent": look.literal(episode["agent_id"]),
                 "Made": f"{episode['created_at']:%Y-%m-%d %H:%M:%S}",
                 "Sources": f"{len(episode['sources']):,}",
-            }.items(),
-            strict=True,
-        ):
-            column.metric(name, value)
+            }
+        )
         for name in ("task", "input", "output", "metadata"):
             st.caption(name)
             st.code(episode[name] or " ", language=None, wrap_lines=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 import streamlit as st
@@ -15,7 +15,8 @@ from dashboard.figures import in_order
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST_GROUPS, MOST_ROWS = 100, 2_000  # that a hub tells apart; Streamlit would show a text that stands alone
+MOST_ROWS = 2_000  # groups that a hub tells apart; Streamlit would show a text that stands alone
+DETAILS = ("stored against forgotten", "each on its own", "bytes", "generations")
 COLUMNS = {"tenant": "tenant_id", "agent": "agent_id", "generation": "generation"}
 
 
@@ -38,23 +39,19 @@ def page() -> None:
         )
     with right:
         tenants = [look.choose_tenant() or ""] if by == "agent" else look.choose_tenants()
-    whole = _whole(tenants)
-    if whole is None:
+    everything = sources.ask("growth", look.scope(tenants), by=by, bins=look.BINS)
+    if everything.is_empty():
         look.note("Nothing was ever stored here. Choose other tenants, or let an agent store an episode.")
         return
+    ms = everything["time"].dt.epoch("ms").unique().sort().to_list()
+    whole = Range(ms[0], ms[-1] + (ms[1] - ms[0] if len(ms) > 1 else 1))
+    grown = everything if len(tenants) in (1, len(sources.tenants())) else _grown(by, tenants, whole)
     chosen = _range(whole)
-    colours = _colours(by, tenants, whole)
-    _navigator(by, tenants, whole, chosen, colours)
-    _details(by, tenants, chosen, colours)
-
-
-def _whole(tenants: Sequence[str]) -> Range | None:
-    """All the time there is; None if nothing happened."""
-    time = sources.ask("growth", _scope(tenants), top=MOST_GROUPS)["time"].unique().sort()
-    if time.is_empty():
-        return None
-    ms = time.dt.epoch("ms").to_list()
-    return Range(ms[0], ms[-1] + (ms[1] - ms[0] if len(ms) > 1 else 1))
+    part = grown if chosen == whole else _grown(by, tenants, chosen)
+    colours = _colours(by, grown)
+    _numbers(part)
+    _navigator(by, tenants, whole, chosen, grown, colours)
+    _details(by, tenants, chosen, part, colours)
 
 
 def _range(whole: Range) -> Range:
@@ -103,8 +100,9 @@ def _navigator_key() -> str:
     return f"growth-live-{st.session_state.get('growth_zooms', 0)}"
 
 
-def _navigator(by: str, tenants: Sequence[str], whole: Range, chosen: Range, colours: dict[str, str]) -> None:
-    frame = _grown(by, tenants, whole)
+def _navigator(
+    by: str, tenants: Sequence[str], whole: Range, chosen: Range, frame: pl.DataFrame, colours: dict[str, str]
+) -> None:
     zone = look.zone().key
     figure = figures.stacked(
         frame, pl.col("live"), COLUMNS[by], colours, title="Live episodes over all time", unit="episodes", zone=zone
@@ -113,7 +111,7 @@ def _navigator(by: str, tenants: Sequence[str], whole: Range, chosen: Range, col
     if chosen != whole:
         ends = [datetime.fromtimestamp(each / 1000, look.zone()) for each in chosen]
         figure.add_vrect(*ends, fillcolor="#7F7F7F", opacity=0.2, line_width=0)
-    figure.update_layout(dragmode="select", selectdirection="h", height=430)
+    figures.selectable(figure, frame, zone=zone).update_layout(height=430)
     look.chart(
         figure,
         frame,
@@ -122,28 +120,52 @@ def _navigator(by: str, tenants: Sequence[str], whole: Range, chosen: Range, col
         select=_zoomed,
         selection_mode="box",
     )
-    st.caption("Draw a box on this chart, or type two times: the charts below show that time only.")
+    st.caption("Draw a box on this chart, or type two times: the numbers and the chart below are of that time only.")
 
 
-def _details(by: str, tenants: Sequence[str], chosen: Range, colours: dict[str, str]) -> None:
-    frame, group, zone = _grown(by, tenants, chosen), COLUMNS[by], look.zone().key
-    forgetting = _forgetting(tenants, chosen)
-    numbers = st.columns(5)
-    for place, name in zip(numbers, ("stored", "forgotten", "erased"), strict=False):
-        place.metric(name.title(), f"{frame[name].sum():,}")
-    numbers[3].metric("Live at the end", f"{frame.filter(pl.col('time') == frame['time'].max())['live'].sum():,}")
-    numbers[4].metric(
-        "Bytes, live now", look.bytes_of(float(frame["bytes"].sum())), help="Texts and vectors of what was stored."
+def _numbers(frame: pl.DataFrame) -> None:
+    live = frame.filter(pl.col("time") == frame["time"].max())["live"].sum()
+    look.metrics(
+        {
+            **{name.title(): f"{frame[name].sum():,}" for name in ("stored", "forgotten", "erased")},
+            "Live at the end": f"{live:,}",
+            "Bytes, live now": look.bytes_of(float(frame["bytes"].sum())),
+        },
+        {"Bytes, live now": "Texts and vectors of what was stored."},
     )
-    if len(frame[group].unique()) > 1:
+
+
+def _details(by: str, tenants: Sequence[str], chosen: Range, frame: pl.DataFrame, colours: dict[str, str]) -> None:
+    """One chart at a time of the chosen time: a browser draws two large ones in the time in which one is looked at."""
+    usual: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+    shown = st.segmented_control("Of this time", DETAILS, default=DETAILS[0], required=True, key="detail", **usual)
+    group, zone = COLUMNS[by], look.zone().key
+    if shown == "each on its own":
         look.chart(
             figures.panels(frame, group, colours, zone=zone),
             frame,
             key="growth-panels",
             about=f"A panel for each {by}: episodes that are live, that were stored and that have gone.",
         )
+    elif shown == "bytes":
+        title = "Growth in bytes: what is live now, by when it was stored"
+        size = pl.col("bytes").cum_sum()
+        look.chart(
+            figures.stacked(frame, size, group, colours, title=title, unit="bytes", zone=zone),
+            frame,
+            key="growth-bytes",
+            about=f"Bytes of what is live now, added up by the time at which it was stored, of each {by}.",
+        )
+    elif shown == "generations":
+        _generations(tenants, chosen)
+    else:
+        _turnover(by, frame, _forgetting(tenants, chosen), colours)
+
+
+def _turnover(by: str, frame: pl.DataFrame, forgetting: pl.DataFrame, colours: dict[str, str]) -> None:
+    zone = look.zone().key
     look.chart(
-        figures.mark(figures.turnover(frame, group, colours, zone=zone), forgetting, zone=zone),
+        figures.mark(figures.turnover(frame, COLUMNS[by], colours, zone=zone), forgetting, zone=zone),
         frame,
         key="growth-turnover",
         about=f"Episodes that were stored, upwards, and forgotten or erased, downwards, of each {by}.",
@@ -151,30 +173,15 @@ def _details(by: str, tenants: Sequence[str], chosen: Range, colours: dict[str, 
     if len(forgetting):
         with st.expander("What was forgotten, and why", icon=":material/delete_sweep:"):
             why = forgetting.group_by("tenant_id", "reason").agg(
-                pl.col("forgotten").sum(), first_at=pl.col("time").min(), last_at=pl.col("time").max()
+                pl.col("forgotten").sum(), first_at=pl.col("time").min(), last_at=pl.col("last_at").max()
             )
             st.dataframe(look.local(why.sort("tenant_id", "first_at")), key="growth-why", hide_index=True)
-    look.chart(
-        figures.stacked(
-            frame,
-            pl.col("bytes").cum_sum(),
-            group,
-            colours,
-            title="Growth in bytes: what is live now, by when it was stored",
-            unit="bytes",
-            zone=zone,
-        ),
-        frame,
-        key="growth-bytes",
-        about=f"Bytes of the episodes that are live now, added up by the time at which they were stored, of each {by}.",
-    )
-    _generations(tenants, chosen)
 
 
 def _generations(tenants: Sequence[str], chosen: Range) -> None:
     counts = sources.ask(
         "reward_summary",
-        _scope(tenants),
+        look.scope(tenants),
         by=("tenant", "generation"),
         since=chosen.since,
         until=chosen.until,
@@ -194,33 +201,26 @@ def _generations(tenants: Sequence[str], chosen: Range) -> None:
     )
 
 
-def _scope(tenants: Sequence[str]) -> str | None:
-    """Which tenant a hub is asked for; None for all."""
-    return tenants[0] if len(tenants) == 1 else None
-
-
 def _grown(by: str, tenants: Sequence[str], time: Range) -> pl.DataFrame:
     """The growth of some tenants: of each on its own, where they are neither one nor all."""
-    scopes = tenants if len(tenants) < len(sources.tenants()) else [_scope(tenants)]
-    parts = [sources.ask("growth", each, by=by, since=time.since, until=time.until, top=_top(by)) for each in scopes]
+    scopes = tenants if len(tenants) < len(sources.tenants()) else [look.scope(tenants)]
+    ends: dict[str, Any] = {"since": time.since, "until": time.until, "bins": look.BINS}
+    parts = [sources.ask("growth", each, by=by, **ends) for each in scopes]
     summed: pl.DataFrame = pl.concat(parts).group_by("time", COLUMNS[by], maintain_order=True).sum()
     return summed.sort(COLUMNS[by], "time", nulls_last=True)
 
 
-def _top(by: str) -> int:
-    """How many are told apart: of agents and generations no more than can be read."""
-    return MOST_GROUPS if by == "tenant" else 20
-
-
 def _forgetting(tenants: Sequence[str], time: Range) -> pl.DataFrame:
-    frame: pl.DataFrame = sources.ask("forgetting", _scope(tenants), since=time.since, until=time.until)
+    frame: pl.DataFrame = sources.ask(
+        "forgetting", look.scope(tenants), since=time.since, until=time.until, bins=look.BINS
+    )
     return frame.filter(pl.col("tenant_id").is_in(tenants))
 
 
-def _colours(by: str, tenants: Sequence[str], whole: Range) -> dict[str, str]:
+def _colours(by: str, grown: pl.DataFrame) -> dict[str, str]:
     if by == "tenant":
         return look.colours()
-    names = _grown(by, tenants, whole)[COLUMNS[by]].drop_nulls().unique().sort()
+    names = grown[COLUMNS[by]].drop_nulls().unique().sort()
     return in_order(names.to_list()) if by == "generation" else look.colours(names.to_list())
 
 

@@ -10,7 +10,6 @@ import polars as pl
 import streamlit as st
 
 from dashboard import figures, look, rates, sources
-from fedlab.retention import KeepForever
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,49 +61,50 @@ def page() -> None:
     sections[chosen or next(iter(sections))](info)
 
 
+@look.live
 def _requests(info: HubInfo) -> None:
-    _live_requests(info.hub_id)
-
-
-@st.fragment(run_every=look.REFRESH)
-def _live_requests(hub_id: str) -> None:
-    with look.guarded():
-        history: rates.History = st.session_state.setdefault(f"history {hub_id}", rates.History())
-        history.add(rates.look(sources.metrics(), time.time()))
-        first, new = history.looks[0], history.looks[-1]
-        over = f"Over the last {new.at - first.at:,.0f} s."
-        frame = rates.between(first, new)
-        columns = st.columns(4)
-        columns[0].metric("Requests a second", f"{frame['per_second'].sum():,.1f}", help=over)
-        columns[1].metric(
-            "Failed", f"{frame['failed'].sum():,}", help=f"Requests that were answered with an error. {over}"
+    history: rates.History = st.session_state.setdefault(f"history {info.hub_id}", rates.History())
+    history.add(rates.look(sources.metrics(), time.time()))
+    first, new = history.looks[0], history.looks[-1]
+    over = f"Over the last {new.at - first.at:,.0f} s."
+    frame = rates.between(first, new)
+    why = ", ".join(f"{count:,.0f} with HTTP {status}" for status, count in new.refused.items())
+    look.metrics(
+        {
+            "Requests a second": f"{frame['per_second'].sum():,.1f}",
+            "Failed": f"{frame['failed'].sum():,}",
+            "Connections": f"{new.connections:,}",
+            "Connections refused": f"{sum(new.refused.values()):,.0f}",
+        },
+        {
+            "Requests a second": over,
+            "Failed": f"Requests that were answered with an error. {over}",
+            "Connections refused": why or "None since the server began.",
+        },
+    )
+    steps = history.steps()
+    if len(steps):
+        look.chart(
+            figures.requests(steps, zone=look.zone().key),
+            steps,
+            key="requests",
+            about="Requests a second and the 95 % quantile of their latency by method.",
         )
-        columns[2].metric("Connections", f"{new.connections:,}")
-        refused = sum(new.refused.values())
-        why = ", ".join(f"{count:,.0f} with HTTP {status}" for status, count in new.refused.items())
-        columns[3].metric("Connections refused", f"{refused:,.0f}", help=why or "None since the server began.")
-        steps = history.steps()
-        if len(steps):
-            look.chart(
-                figures.requests(steps, zone=look.zone().key),
-                steps,
-                key="requests",
-                about="Requests a second and the 95 % quantile of their latency by method.",
-            )
-        else:
-            st.caption("The rates are counted from now on: the chart grows while this page is open.")
-        st.dataframe(
-            frame,
-            hide_index=True,
-            key="methods",
-            column_config={
-                "per_second": st.column_config.NumberColumn("per second", format="%.2f"),
-                "p50_ms": st.column_config.NumberColumn("p50, ms", format="%.2f"),
-                "p95_ms": st.column_config.NumberColumn("p95, ms", format="%.2f"),
-                "failed": st.column_config.NumberColumn(format="localized"),
-                "requests": st.column_config.NumberColumn("since the server began", format="localized"),
-            },
-        )
+    else:
+        st.caption("The rates are counted from now on: the chart grows while this page is open.")
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        frame,
+        hide_index=True,
+        key="methods",
+        column_config={
+            "per_second": number("per second", format="%.2f"),
+            "p50_ms": number("p50, ms", format="%.2f"),
+            "p95_ms": number("p95, ms", format="%.2f"),
+            "failed": number(format="localized"),
+            "requests": number("since the server began", format="localized"),
+        },
+    )
 
 
 def _log(info: HubInfo) -> None:
@@ -117,21 +117,20 @@ def _log(info: HubInfo) -> None:
     text = columns[3].text_input(
         "Text", placeholder="Anything", key="log-text", help="In the id, the actor or the reason.", **keep
     )
-    _live_log(tenant or info.tenant_id, tuple(kinds) or None, actor or None, text)
+    _tail(tenant or info.tenant_id, tuple(kinds) or None, actor or None, text)
 
 
-@st.fragment(run_every=look.REFRESH)
-def _live_log(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, text: str) -> None:
-    with look.guarded():
-        frame = sources.ask("tail", tenant, kinds=kinds, actor=actor, limit=SEARCHED if text else SHOWN)
-        if text:
-            said = pl.concat_str("subject", "actor", "reason", separator="\n").str.to_lowercase()
-            frame = frame.filter(said.str.contains(text.lower(), literal=True)).head(SHOWN)
-            st.caption(f"Searched in the last {SEARCHED:,} changes that the other filters let pass.")
-        if frame.is_empty():
-            look.note("No change passes these filters: clear one of them.")
-            return
-        st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=600)
+@look.live
+def _tail(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, text: str) -> None:
+    frame = sources.ask("tail", tenant, kinds=kinds, actor=actor, limit=SEARCHED if text else SHOWN)
+    if text:
+        said = pl.concat_str("subject", "actor", "reason", separator="\n").str.to_lowercase()
+        frame = frame.filter(said.str.contains(text.lower(), literal=True)).head(SHOWN)
+        st.caption(f"Searched in the last {SEARCHED:,} changes that the other filters let pass.")
+    if frame.is_empty():
+        look.note("No change passes these filters: clear one of them.")
+        return
+    st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=600)
 
 
 def _retention(info: HubInfo) -> None:
@@ -139,23 +138,25 @@ def _retention(info: HubInfo) -> None:
     schedule = _schedule(info)
     if schedule is not None:
         _tell_retention(schedule)
-    day = (int(time.time()) // 60 * 60 * 1000) - DAY_MS
-    tenants = sources.tenants()
-    if not tenants:
+    policies = sources.policies()
+    if not policies:
         look.note("This hub has no tenant yet.")
         return
-    growth = sources.ask("growth", info.tenant_id, since=day, bins=1, top=max(20, len(tenants)))
-    gone = dict(growth.group_by("tenant_id").agg(pl.col("forgotten").sum()).iter_rows())
-    last = schedule.retention_last.removed if schedule and schedule.retention_last else {}
-    failed = schedule.retention_last.failed if schedule and schedule.retention_last else {}
-    rows = []
-    for tenant in tenants:
-        policy = sources.ask("retention", tenant)
-        went = None
-        if policy != KeepForever():
-            newest = sources.ask("tail", tenant, kinds="episode_forgotten", actor="retention", limit=1)
-            went = newest["at"].first()
-        rows.append((tenant, str(policy), went, last.get(tenant), gone.get(tenant, 0), failed.get(tenant)))
+    day = (int(time.time()) // 60 * 60 * 1000) - DAY_MS
+    ever, today = (
+        sources.ask("forgetting", info.tenant_id, since=since, bins=1)
+        .group_by("tenant_id")
+        .agg(pl.col("last_at").max(), pl.col("forgotten").sum())
+        for since in (None, day)
+    )
+    went = dict(ever.select("tenant_id", "last_at").iter_rows())
+    gone = dict(today.select("tenant_id", "forgotten").iter_rows())
+    report = schedule.retention_last if schedule else None
+    last, failed = (report.removed, report.failed) if report else ({}, {})
+    rows = [
+        (tenant, str(policy), went.get(tenant), last.get(tenant), gone.get(tenant, 0), failed.get(tenant))
+        for tenant, policy in policies.items()
+    ]
     schema = {
         "tenant": pl.String,
         "policy": pl.String,
@@ -170,7 +171,7 @@ def _retention(info: HubInfo) -> None:
         hide_index=True,
         key="policies",
         column_config={
-            "at": st.column_config.DatetimeColumn("last forgotten by policy"),
+            "at": st.column_config.DatetimeColumn("last forgotten"),
             "then": number("forgotten by the last run", format="localized"),
             "day": number("forgotten in the last 24 hours", format="localized"),
         },

@@ -16,40 +16,49 @@ if TYPE_CHECKING:
 MINUTE = 60.0
 
 
-@st.fragment(run_every=look.REFRESH)
-def live() -> None:
-    """The numbers, the growth and the tenants; drawn again every two seconds."""
-    with look.guarded():
-        began = time.perf_counter()
-        info = sources.hub()
-        answered = time.perf_counter() - began
-        _numbers(info, answered)
-        if not info.seq or not sources.tenants():
-            look.note(
-                "This hub is empty. Let an agent store its first episode: the ten lines of the README do,"
-                " or `fedlab demo` fills a hub of its own."
-            )
-            return
-        growth = sources.ask("growth", info.tenant_id)
-        look.chart(
-            figures.growth(growth, "tenant_id", look.colours(), zone=look.zone().key),
-            growth,
-            key="overview-growth",
-            about="Episodes in the memory of each tenant over time, with those that were forgotten until then dotted.",
+@look.live
+def page() -> None:
+    """The numbers, the growth and the tenants."""
+    info = sources.hub()
+    _numbers(info)
+    if not info.seq or not sources.tenants():
+        look.note(
+            "This hub is empty. Let an agent store its first episode: the ten lines of the README do,"
+            " or `fedlab demo` fills a hub of its own."
         )
-        if info.tenant_id is None:
-            _tenants()
+        return
+    growth = sources.ask("growth", info.tenant_id, by="tenant", bins=look.BINS)
+    look.chart(
+        figures.growth(growth, "tenant_id", look.colours(), zone=look.zone().key),
+        growth,
+        key="overview-growth",
+        about="Episodes in the memory of each tenant over time, with those that were forgotten until then dotted.",
+    )
+    if info.tenant_id is None:
+        _tenants()
 
 
-def _numbers(info: HubInfo, answered: float) -> None:
+def _numbers(info: HubInfo) -> None:
+    began = time.perf_counter()
+    sources.connection().info()
+    answered = time.perf_counter() - began
     numbers = sources.ask("stats", info.tenant_id)
-    columns = st.columns(6)
-    columns[0].metric("Tenants", f"{numbers.tenants:,}")
-    columns[1].metric("Agents alive", f"{numbers.agents_alive:,}", help=f"Of {numbers.agents:,} lives so far.")
-    columns[2].metric("Episodes", f"{numbers.episodes:,}", help=f"{numbers.forgotten:,} were forgotten.")
-    columns[3].metric("On disk", look.bytes_of(numbers.bytes) if numbers.bytes else "not said")
-    columns[4].metric("Changes a minute", _rate(info), help=f"{info.seq:,} changes in the log so far.")
-    columns[5].metric("Answers in", f"{answered * 1000:,.0f} ms", help="Time of the smallest question to the hub.")
+    look.metrics(
+        {
+            "Tenants": f"{numbers.tenants:,}",
+            "Agents alive": f"{numbers.agents_alive:,}",
+            "Episodes": f"{numbers.episodes:,}",
+            "On disk": look.bytes_of(numbers.bytes) if numbers.bytes else "not said",
+            "Changes a minute": _rate(info),
+            "Answers in": f"{answered * 1000:,.0f} ms",
+        },
+        {
+            "Agents alive": f"Of {numbers.agents:,} lives so far.",
+            "Episodes": f"{numbers.forgotten:,} were forgotten.",
+            "Changes a minute": f"{info.seq:,} changes in the log so far.",
+            "Answers in": "Time of the smallest question to the hub.",
+        },
+    )
 
 
 def _rate(info: HubInfo) -> str:
@@ -66,7 +75,7 @@ def _rate(info: HubInfo) -> str:
 def _tenants() -> None:
     tenants = sources.ask("tenants")
     with st.expander("Tenants", expanded=len(tenants) <= 10, icon=":material/domain:"):
-        policies = {each: str(sources.ask("retention", each)) for each in tenants["tenant_id"]}
+        policies = {tenant: str(policy) for tenant, policy in sources.policies().items()}
         st.dataframe(
             look.local(tenants.with_columns(retention=pl.col("tenant_id").replace_strict(policies))),
             key="tenants-table",
@@ -74,4 +83,4 @@ def _tenants() -> None:
         )
 
 
-live()
+page()

@@ -27,8 +27,8 @@ def page() -> None:
         look.note("This hub has no tenant yet: there is nothing that could be forgotten. `fedlab demo` fills a hub.")
         return
     if len(tenants) > AT_ONCE:
-        st.caption(f"The first {AT_ONCE} of {len(tenants):,} tenants are shown: choose up to {AT_ONCE} of them.")
-        tenants = tenants[:AT_ONCE]
+        st.caption(f"Of {len(tenants):,} tenants the first is shown: choose up to {AT_ONCE} of them.")
+        tenants = tenants[:1]
     if "policy" not in st.session_state and "policy" not in st.query_params:
         st.session_state.policy = FIRST
     text = st.text_input(
@@ -81,7 +81,7 @@ def _build(policy: RetentionPolicy) -> None:
         "May pass instead", key="or", on_click=_add, args=("|",), help="policy | part", disabled=policy == KeepForever()
     )
     columns[3].button("Add to the comparison", key="compare this", icon=":material/add:", on_click=_remember)
-    with st.expander("In English, and as JSON", icon=":material/translate:"):
+    with st.popover("In English, and as JSON", icon=":material/translate:"):
         st.text(str(policy))
         st.code(policy.to_json(), language="json", wrap_lines=True)
 
@@ -107,7 +107,7 @@ def _remember() -> None:
 
 def _compared(policy: RetentionPolicy, tenants: list[str]) -> dict[str, RetentionPolicy]:
     """Policies by letter: the one under construction, and those that it is compared with."""
-    stored = {repr(sources.ask("retention", tenant)) for tenant in tenants}
+    stored = {repr(policy) for tenant, policy in sources.policies().items() if tenant in tenants}
     chosen = st.multiselect(
         "Compared with",
         sorted(stored | set(st.session_state.get("compare", []))),
@@ -129,11 +129,15 @@ def _compared(policy: RetentionPolicy, tenants: list[str]) -> dict[str, Retentio
 
 def _numbers(previews: list[RetentionPreview]) -> None:
     removed, kept = sum(each.removed for each in previews), sum(each.kept for each in previews)
-    columns = st.columns(4)
-    columns[0].metric("Would go", f"{removed:,}", help=f"Of {removed + kept:,} episodes of the chosen tenants.")
-    columns[1].metric("Would stay", f"{kept:,}")
-    columns[2].metric("Stay because they are held", f"{sum(each.held for each in previews):,}")
-    columns[3].metric("Contents that would go", look.bytes_of(sum(each.bytes for each in previews)))
+    look.metrics(
+        {
+            "Would go": f"{removed:,}",
+            "Would stay": f"{kept:,}",
+            "Stay because they are held": f"{sum(each.held for each in previews):,}",
+            "Contents that would go": look.bytes_of(sum(each.bytes for each in previews)),
+        },
+        {"Would go": f"Of {removed + kept:,} episodes of the chosen tenants."},
+    )
 
 
 def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str, RetentionPolicy]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 import streamlit as st
 
@@ -40,6 +41,15 @@ def page() -> None:
     if summary.is_empty():
         look.note("No episode is live here. Choose other tenants, or let an agent store an episode.")
         return
+    best = summary.sort("mean", "tenant_id", descending=[True, False]).row(0, named=True)
+    look.metrics(
+        {
+            "Live episodes": f"{summary['n'].sum():,}",
+            "Mean reward": f"{np.average(summary['mean'], weights=summary['n']):,.3f}",
+            "Highest mean of a tenant": f"{best['mean']:,.3f}",
+        },
+        {"Highest mean of a tenant": f"Of {look.literal(best['tenant_id'])}."},
+    )
     _distribution(tenants)
     _learning(tenants)
     look.chart(
@@ -80,7 +90,7 @@ def _histograms(tenants: Sequence[str], across: str) -> pl.DataFrame:
     """Histograms of the groups over some tenants, all in the same bins."""
     group = COLUMNS[across]
     if len(tenants) in (1, len(sources.tenants())) or across == "tenant":
-        frame: pl.DataFrame = sources.ask("rewards", _scope(tenants), by=across, limit=MOST_ROWS)
+        frame: pl.DataFrame = sources.ask("rewards", look.scope(tenants), by=across, limit=MOST_ROWS)
         return frame if across != "tenant" else frame.filter(pl.col("tenant_id").is_in(tenants))
     frame = sources.ask("rewards", None, by=("tenant", across), limit=MOST_ROWS)
     own = frame.filter(pl.col("tenant_id").is_in(tenants))
@@ -112,18 +122,13 @@ def _learning(tenants: Sequence[str]) -> None:
 
 def _summary(tenants: Sequence[str], *by: str) -> pl.DataFrame:
     """Rewards in numbers, with a 95 % interval of the mean where there are two episodes or more."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # the quantile of Student's t, in a fifth of the time of `scipy.stats`
 
-    frame: pl.DataFrame = sources.ask("reward_summary", _scope(tenants), by=by, limit=MOST_ROWS)
+    frame: pl.DataFrame = sources.ask("reward_summary", look.scope(tenants), by=by, limit=MOST_ROWS)
     frame = frame.filter(pl.col("tenant_id").is_in(tenants))
-    factor = pl.Series("t", t.ppf(0.975, frame["n"].clip(2).to_numpy() - 1))
+    factor = pl.Series("t", stdtrit(frame["n"].clip(2).to_numpy() - 1, 0.975))
     half = factor * frame["std"] / frame["n"].sqrt()
     return frame.with_columns(ci_low=frame["mean"] - half, ci_high=frame["mean"] + half)
-
-
-def _scope(tenants: Sequence[str]) -> str | None:
-    """Which tenant a hub is asked for; None for all."""
-    return tenants[0] if len(tenants) == 1 else None
 
 
 page()

@@ -50,7 +50,7 @@ def dashboard(
     given = targets or []
     _check(given)
     with _demo(place) if not given else contextlib.nullcontext(given) as shown:
-        settings = {"targets": shown, "own_rights": is_loopback(host), "demo": not given}
+        settings = {"targets": shown, "own_rights": is_loopback(host)}
         _run_streamlit(streamlit_command(place / "app.py", host, port, browser=browser), settings)
 
 
@@ -64,7 +64,7 @@ def _check(targets: list[str]) -> None:
 @contextlib.contextmanager
 def _demo(place: Path) -> Iterator[list[str]]:
     """A hub that generations of agents fill as long as it is looked at; its URL."""
-    from fedlab.demo import free_port
+    from fedlab.hub_process import free_port
 
     with tempfile.TemporaryDirectory(prefix="fedlab-dashboard-") as folder:
         port = free_port()
@@ -90,10 +90,11 @@ def streamlit_command(script: Path, host: str, port: int, *, browser: bool) -> l
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
         "runner.magicEnabled": "false",
+        "runner.postScriptGC": "false",  # it takes more time than a page that is drawn again
         "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
     }
-    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command = [sys.executable, str(script.with_name("serve.py")), str(script)]
     return [*command, *(f"--{name}={value}" for name, value in options.items())]
 
 

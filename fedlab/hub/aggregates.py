@@ -89,7 +89,7 @@ class AggregateMethods(HubCore):
 
         Returns:
             `time`, `tenant_id`, `reason` (the sentence in the log, which retention takes from the policy) and
-            `forgotten` (episodes). What was erased later is not there.
+            `forgotten` (episodes), and `last_at` (ms UTC) of the last of them. What was erased later is not there.
         """
         if tenant_id is not None:
             self._require(tenant_id)

@@ -95,14 +95,16 @@ def forgetting(
 
     log = columns.log if tenant_id is None else columns.log.filter(pl.col("tenant_id") == tenant_id)
     gone = log.filter("forgotten")
-    if len(log):
+    if log.is_empty():
+        gone = gone.with_columns(last_at="at")
+    else:
         stretch, until = _stretch(log["at"], since, until, bins)
         gone = gone.filter(pl.col("at") >= stretch.since, pl.col("at") < until).with_columns(
-            (pl.col("at") - stretch.since) // stretch.width * stretch.width + stretch.since
+            (pl.col("at") - stretch.since) // stretch.width * stretch.width + stretch.since, last_at="at"
         )
     names = pl.col("tenant_id", "reason").cast(pl.String)
     time = pl.col("at").cast(pl.Datetime("ms", "UTC")).alias("time")
-    counted = gone.group_by(time, names).agg(forgotten=pl.len().cast(pl.Int64))
+    counted = gone.group_by(time, names).agg(pl.len().cast(pl.Int64).alias("forgotten"), pl.col("last_at").max())
     return counted.sort("time", "tenant_id", "reason")
 
 

@@ -103,6 +103,8 @@ class Visitor:
     Args:
         browser: Whose window.
         url: Of the dashboard.
+        width: Of the window, in pixels.
+        dark: Whether the visitor likes it dark.
     """
 
     def __init__(self, browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
@@ -114,11 +116,11 @@ class Visitor:
         self.problems: list[str] = []
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self._url = url
+        self.url = url
 
     def go(self, path: str = "") -> Page:
         """Open a page by its address."""
-        self.page.goto(f"{self._url}/{path}")
+        self.page.goto(f"{self.url}/{path}")
         self.settle()
         return self.page
 

@@ -17,7 +17,7 @@ from dashboard import PAGES
 from fedlab import Episode, MaxEpisodes, RetentionPolicy, connect_sync
 from fedlab.net import load_key, make_token
 from tests.dashboard import browsers
-from tests.dashboard.browsers import PATIENCE, Visitor, wait_for_health
+from tests.dashboard.browsers import PATIENCE, Served, Visitor, wait_for_health
 from tests.dashboard.conftest import ROOT
 from tests.processes import HubProcess, free_port
 
@@ -46,18 +46,35 @@ def url(hub: HubProcess, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_every_page_opens_without_an_error(browser: Browser, url: str):
-    visitor = Visitor(browser, url)
+@pytest.fixture(scope="module")
+def shared_url(tmp_path_factory: pytest.TempPathFactory, lively_hub: Path) -> Iterator[Served]:
+    """Of a dashboard on a hub that no test changes."""
+    browsers.require()
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copytree(lively_hub, folder / "hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDLAB_RUNTIME_DIR", str(folder / "runtime"))
+        with (
+            HubProcess(folder / "hub", options=["--backup-dir", str(folder / "backups")]) as process,
+            browsers.dashboard(folder, process.url) as url,
+        ):
+            yield url
+
+
+def test_every_page_opens_without_an_error_and_without_torch(browser: Browser, shared_url: Served):
+    visitor = Visitor(browser, shared_url)
     visitor.go()
     for name, (title, _) in PAGES.items():
         visitor.click(title)
         visitor.keep(name)
         visitor.check()
+    if (maps := Path(f"/proc/{shared_url.pid}/maps")).exists():
+        assert "libtorch" not in maps.read_text()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
-def test_every_page_opens_by_its_address_narrow_and_dark(browser: Browser, url: str, width: int, dark: bool):
-    visitor = Visitor(browser, url, width=width, dark=dark)
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+def test_every_page_opens_by_its_address_narrow_and_dark(browser: Browser, shared_url: Served, width: int, dark: bool):
+    visitor = Visitor(browser, shared_url, width=width, dark=dark)
     for name in PAGES:
         visitor.go("" if name == "overview" else name)
         visitor.keep(f"{name}-{'dark' if dark else 'narrow'}")

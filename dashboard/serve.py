@@ -1,0 +1,37 @@
+"""Streamlit, with what a first visitor would wait for under way: the imports, and what a hub reads before it counts.
+
+`fedlab dashboard` runs it as `python serve.py app.py OPTION…`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from pathlib import Path
+
+from streamlit.web.cli import main
+
+# Run by its path, as Streamlit runs a script: the packages are found from the folder above.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+
+def warm() -> None:
+    """Import what all pages need, and have the hubs that were named count once."""
+    from dashboard import sources
+    from fedlab.errors import FedlabError
+    from fedlab.net import open_hub
+    from fedlab.plots import blank
+
+    blank("", "", "")  # imports Plotly
+    start = sources.start()
+    for target in start.targets if start.own_rights else ():
+        with contextlib.suppress(FedlabError):
+            if sources.identify(target).kind == "hub":
+                with open_hub(target, None, retry_for=sources.PATIENCE) as connection:
+                    connection.growth(connection.info().tenant_id)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=warm, name="warm", daemon=True).start()
+    main(["run", *sys.argv[1:]])
