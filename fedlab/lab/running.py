@@ -26,6 +26,7 @@ from fedlab.lab.cell import Cell, embedder_of, seeded, tasks_of
 from fedlab.lab.manifest import differences, manifest
 from fedlab.lab.results import Results
 from fedlab.lab.vectors import Vectors
+from fedlab.lab.workers import Workers, run_leashed
 
 with warnings.catch_warnings():
     # In a notebook without widgets it says so, and where it is installed; its bar is text then.
@@ -33,8 +34,8 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Executor, Future
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from concurrent.futures import Executor
 
     from fedlab.lab.arm import Arm
     from fedlab.lab.experiment import Experiment
@@ -122,23 +123,21 @@ class Run:
         if todo:
             await self._warm()
         failures: dict[asyncio.Future[Outcome], str] = {}
-        with _executor(workers) as executor:
-            futures: dict[asyncio.Future[Outcome], tuple[Arm, int]] = {}
+        futures: dict[asyncio.Future[Outcome], tuple[Arm, int]] = {}
+        executor = _executor(workers)
+        try:
             for arm, seed in todo:
                 work = _packed((self.experiment, arm, seed, self._hub, self._kept(arm, seed)))
-                future: Future[Outcome] = executor.submit(run_cell, work)
-                futures[asyncio.wrap_future(future)] = arm, seed
-            try:
-                waiting = set(futures)
-                while waiting:
-                    finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    for each in finished:
-                        if failure := self._finish(*futures[each], _result(each)):
-                            failures[each] = failure
-                        bar.update(self.experiment.generations)
-            finally:
-                for each in futures:
-                    each.cancel()
+                futures[asyncio.wrap_future(executor.submit(run_cell, work))] = arm, seed
+            waiting = set(futures)
+            while waiting:
+                finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for each in finished:
+                    if failure := self._finish(*futures[each], _result(each)):
+                        failures[each] = failure
+                    bar.update(self.experiment.generations)
+        finally:
+            await _end(executor, futures)
         return [failures[each] for each in futures if each in failures]
 
     async def _warm(self) -> None:
@@ -275,7 +274,7 @@ def run_cell(work: bytes) -> Outcome:
     import cloudpickle
 
     experiment, arm, seed, hub, keep = cloudpickle.loads(work)
-    return asyncio.run(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
+    return run_leashed(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
 
 
 def _packed(work: object) -> bytes:
@@ -291,24 +290,24 @@ def _result(future: asyncio.Future[Outcome]) -> Outcome:
     return future.result() if error is None else Failure(f"a worker failed: {type(error).__name__}: {error}", "")
 
 
-@contextlib.contextmanager
-def _executor(workers: int | Executor) -> Iterator[Executor]:
-    """The executor that was given, which stays open; or processes of our own, which end with the run."""
+def _executor(workers: int | Executor) -> Executor | Workers:
+    """The executor that was given, or processes of our own."""
     if not isinstance(workers, int):
         if not callable(getattr(workers, "submit", None)):
             raise InvalidRequest(f"workers is a number or an executor, not {workers!r:.80}", field="workers")
-        yield workers
-        return
+        return workers
     if workers < 1:
         raise InvalidRequest(f"workers is a number from 1 or an executor, not {workers!r:.40}", field="workers")
-    from loky import ProcessPoolExecutor
+    return Workers(workers)
 
-    executor = ProcessPoolExecutor(workers)
-    try:
-        yield executor
-    finally:
-        # Nobody waits for what is under way: after a run nothing is, and after Ctrl-C it is not wanted.
-        executor.shutdown(wait=True, kill_workers=True)
+
+async def _end(executor: Executor | Workers, futures: Collection[asyncio.Future[Outcome]]) -> None:
+    """Have what waits not begin, and processes of our own end; an executor that was given stays open."""
+    if isinstance(executor, Workers):
+        await executor.close()
+    for each in futures:
+        if not each.cancel() and not each.cancelled():
+            each.exception()  # seen: nobody wants to hear that it was interrupted
 
 
 def _write(file: Path, content: bytes) -> None:
