@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from fedlab.errors import InvalidRequest
+from fedlab.errors import FedlabError, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 SHORTEST, LONGEST = 5.0, 900.0
 """Lifetimes in seconds, unless any lifetime is asked for: then up to `UTMOST`."""
 UTMOST = 10 * 365 * 86_400.0
+STILLBIRTH = 2.0
+"""Seconds that a hub has to answer a spawn that was cancelled meanwhile."""
 
 
 class Spawning:
@@ -25,10 +29,10 @@ class Spawning:
         self._agent: EphemeralAgent | None = None
 
     def __await__(self) -> Generator[Any, Any, EphemeralAgent]:
-        return self._start().__await__()
+        return self._live().__await__()
 
     async def __aenter__(self) -> EphemeralAgent:
-        self._agent = await self._start()
+        self._agent = await self._live()
         return self._agent
 
     async def __aexit__(
@@ -36,6 +40,17 @@ class Spawning:
     ) -> None:
         assert self._agent is not None
         await self._agent.__aexit__(kind, error, trace)
+
+    async def _live(self) -> EphemeralAgent:
+        birth = asyncio.ensure_future(self._start())
+        try:
+            await asyncio.wait([birth])  # which goes on if this is cancelled
+        except asyncio.CancelledError:
+            # The hub may have heard of a life that nobody will live: it would count as alive until its lease ends.
+            with contextlib.suppress(FedlabError, TimeoutError):
+                await (await asyncio.wait_for(birth, STILLBIRTH)).destroy()
+            raise
+        return birth.result()
 
     def __repr__(self) -> str:
         return "<EphemeralAgent, not spawned yet: write 'await EphemeralAgent.spawn(…)' or 'async with'>"

@@ -26,6 +26,8 @@ from fedlab.lab.cell import Cell, embedder_of, seeded, tasks_of
 from fedlab.lab.manifest import differences, manifest
 from fedlab.lab.results import Results
 from fedlab.lab.vectors import Vectors
+from fedlab.lab.workers import Workers, run_leashed
+from fedlab.net import connect
 
 with warnings.catch_warnings():
     # In a notebook without widgets it says so, and where it is installed; its bar is text then.
@@ -33,21 +35,31 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Executor, Future
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from concurrent.futures import Executor
 
     from fedlab.lab.arm import Arm
     from fedlab.lab.experiment import Experiment
 
 
 class Failure(NamedTuple):
-    """Why a cell has no results: a sentence, and the trace of where it happened."""
+    """Why a cell has no results.
+
+    Args:
+        message: A sentence.
+        trace: Of where it happened.
+        cause: The same for cells that failed for the same reason.
+    """
 
     message: str
     trace: str
+    cause: str
 
 
 Outcome: TypeAlias = dict[str, bytes] | Failure
+
+ALIKE = 3
+"""So many cells, and one of each arm, that fail for one reason before any succeeds end a run: so would the others."""
 
 
 class Run:
@@ -67,6 +79,7 @@ class Run:
         self.directory = Path(directory).absolute()
         self._hub = hub
         self._keep_hubs = keep_hubs
+        self._succeeded = 0
 
     async def go(self, workers: int | Executor, *, progress: bool) -> Results:
         """Run what is not finished, and read the results.
@@ -79,6 +92,7 @@ class Run:
             self._check_manifest()
             todo = [each for each in self._cells if not (self.directory / "cells" / self._name(*each)).exists()]
             began = time.time()
+            await self._check_shared(todo)
             done = len(self._cells) - len(todo)
             rounds = self.experiment.generations
             with tqdm(
@@ -88,16 +102,25 @@ class Run:
                     failures = await self._here(todo, bar)
                 else:
                     failures = await self._elsewhere(todo, bar, workers)
-            self._note_time(began, len(todo) - len(failures))
+            self._note_time(began, self._succeeded)
         if failures:
-            cells = len(self._cells)
-            others = f", the others are finished in {self.directory}" if len(failures) < cells else ""
-            raise ExperimentFailed(
-                f"{len(failures)} of {cells} cells failed{others}."
-                f" Run it again to try them again. {failures[0]}" + (" …" if len(failures) > 1 else ""),
-                cells=failures,
-            )
+            raise self._failed([each.message for each in failures], done + self._succeeded)
         return Results.open(self.directory)
+
+    def _failed(self, failures: Sequence[str], finished: int) -> ExperimentFailed:
+        cells = len(self._cells)
+        what = f"{len(failures)} of {cells} cells failed"
+        if untried := cells - finished - len(failures):
+            what += f" for one reason, and the other {untried} were not tried"
+        elif finished:
+            what += f", the others are finished in {self.directory}"
+        more = " …" if len(failures) > 1 else ""
+        return ExperimentFailed(f"{what}. Run it again to try them again. {failures[0]}{more}", cells=list(failures))
+
+    def _is_hopeless(self, failures: Collection[Failure]) -> bool:
+        """Whether all cells fail for one reason."""
+        enough = max(ALIKE, len(self.experiment.arms))
+        return not self._succeeded and len(failures) >= enough and len({each.cause for each in failures}) == 1
 
     @property
     def _cells(self) -> list[tuple[Arm, int]]:
@@ -106,7 +129,7 @@ class Run:
     def _name(self, arm: Arm, seed: int) -> str:
         return f"{arm.slug}.{seed}"
 
-    async def _here(self, todo: Sequence[tuple[Arm, int]], bar: Any) -> list[str]:
+    async def _here(self, todo: Sequence[tuple[Arm, int]], bar: Any) -> list[Failure]:
         """One cell after the other, in this process."""
         failures = []
         for arm, seed in todo:
@@ -115,31 +138,48 @@ class Run:
             )
             if failure := self._finish(arm, seed, outcome):
                 failures.append(failure)
+            if self._is_hopeless(failures):
+                break
         return failures
 
-    async def _elsewhere(self, todo: Sequence[tuple[Arm, int]], bar: Any, workers: int | Executor) -> list[str]:
+    async def _elsewhere(self, todo: Sequence[tuple[Arm, int]], bar: Any, workers: int | Executor) -> list[Failure]:
         """All cells to an executor, each as bytes: also what was defined in a notebook travels so."""
         if todo:
             await self._warm()
-        failures: dict[asyncio.Future[Outcome], str] = {}
-        with _executor(workers) as executor:
-            futures: dict[asyncio.Future[Outcome], tuple[Arm, int]] = {}
+        failures: dict[asyncio.Future[Outcome], Failure] = {}
+        futures: dict[asyncio.Future[Outcome], tuple[Arm, int]] = {}
+        executor = _executor(workers)
+        try:
             for arm, seed in todo:
                 work = _packed((self.experiment, arm, seed, self._hub, self._kept(arm, seed)))
-                future: Future[Outcome] = executor.submit(run_cell, work)
-                futures[asyncio.wrap_future(future)] = arm, seed
-            try:
-                waiting = set(futures)
-                while waiting:
-                    finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    for each in finished:
-                        if failure := self._finish(*futures[each], _result(each)):
-                            failures[each] = failure
-                        bar.update(self.experiment.generations)
-            finally:
-                for each in futures:
-                    each.cancel()
+                futures[asyncio.wrap_future(executor.submit(run_cell, work))] = arm, seed
+            waiting = set(futures)
+            while waiting and not self._is_hopeless(failures.values()):
+                finished, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for each in finished:
+                    if failure := self._finish(*futures[each], _result(each, *futures[each])):
+                        failures[each] = failure
+                    bar.update(self.experiment.generations)
+        finally:
+            await _end(executor, futures)
         return [failures[each] for each in futures if each in failures]
+
+    async def _check_shared(self, todo: Sequence[tuple[Arm, int]]) -> None:
+        """Look for what all cells need, once: the live hub, and the model."""
+        if self._hub and todo:
+            async with connect(self._hub) as connection:
+                await connection.info()
+        for arm, seed in {arm.name: (arm, seed) for arm, seed in reversed(todo)}.values():
+            try:
+                world = seeded(self.experiment.world, seed)
+                tasks = tasks_of(self.experiment, world, seed, 0)
+                embedder, similar = embedder_of(self.experiment, arm, world, tasks, live=self._hub is not None)
+            except Exception:  # noqa: S112  # what a world or a learner raises it raises again in its cell
+                continue
+            if similar and getattr(world, "dimension", None) is None:
+                with Vectors(embedder) as vectors:
+                    await vectors.learn_tasks(tasks[:1])
+                break
 
     async def _warm(self) -> None:
         """Embed all texts once, here, so that no worker needs the model."""
@@ -163,8 +203,8 @@ class Run:
         """Where a cell's hub stays; what an interrupted attempt left is gone first."""
         return self.directory / "hub" / self._name(arm, seed) if self._keep_hubs and not self._hub else None
 
-    def _finish(self, arm: Arm, seed: int, outcome: Outcome) -> str | None:
-        """Write what came of a cell; a sentence if it failed."""
+    def _finish(self, arm: Arm, seed: int, outcome: Outcome) -> Failure | None:
+        """Write what came of a cell; why not, if it failed."""
         name = self._name(arm, seed)
         failed = self.directory / "failed" / f"{name}.txt"
         if not isinstance(outcome, Failure):
@@ -173,14 +213,15 @@ class Run:
             except OSError as error:
                 last = self.experiment.generations - 1
                 message = f"arm {arm.name!r}, seed {seed}, generation {last}: its results can not be written: {error}"
-                outcome = Failure(message, traceback.format_exc())
+                outcome = _failure(message, error)
             else:
                 failed.unlink(missing_ok=True)
+                self._succeeded += 1
                 return None
         with contextlib.suppress(OSError):  # a full disk
             failed.parent.mkdir(exist_ok=True)
             failed.write_text(f"{outcome.message}\n\n{outcome.trace}")
-        return outcome.message
+        return outcome
 
     def _write_cell(self, name: str, files: dict[str, bytes]) -> None:
         new = self.directory / "new" / name
@@ -267,7 +308,7 @@ async def attempt_cell(
     except Exception as error:  # a world or a learner of one's own may raise anything
         what = error.message if isinstance(error, FedlabError) else f"{type(error).__name__}: {error}"
         message = f"arm {arm.name!r}, seed {seed}, generation {cell.generation}: {what}"
-        return Failure(message, traceback.format_exc())
+        return _failure(message, error)
 
 
 def run_cell(work: bytes) -> Outcome:
@@ -275,7 +316,7 @@ def run_cell(work: bytes) -> Outcome:
     import cloudpickle
 
     experiment, arm, seed, hub, keep = cloudpickle.loads(work)
-    return asyncio.run(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
+    return run_leashed(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
 
 
 def _packed(work: object) -> bytes:
@@ -285,30 +326,38 @@ def _packed(work: object) -> bytes:
     return packed
 
 
-def _result(future: asyncio.Future[Outcome]) -> Outcome:
+def _result(future: asyncio.Future[Outcome], arm: Arm, seed: int) -> Outcome:
     """What came of a cell; where its process died, that."""
-    error = future.exception()
-    return future.result() if error is None else Failure(f"a worker failed: {type(error).__name__}: {error}", "")
+    if (error := future.exception()) is None:
+        return future.result()
+    return _failure(f"arm {arm.name!r}, seed {seed}: its worker failed: {type(error).__name__}: {error}", error)
 
 
-@contextlib.contextmanager
-def _executor(workers: int | Executor) -> Iterator[Executor]:
-    """The executor that was given, which stays open; or processes of our own, which end with the run."""
+def _failure(message: str, error: BaseException) -> Failure:
+    """What a cell failed with. A cause is the kind of an error and where it was raised: texts name what differs."""
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    cause = [type(error).__name__, *(f"{each.filename}:{each.lineno}" for each in where)]
+    return Failure(message, "".join(traceback.format_exception(error)), " ".join(cause))
+
+
+def _executor(workers: int | Executor) -> Executor | Workers:
+    """The executor that was given, or processes of our own."""
     if not isinstance(workers, int):
         if not callable(getattr(workers, "submit", None)):
             raise InvalidRequest(f"workers is a number or an executor, not {workers!r:.80}", field="workers")
-        yield workers
-        return
+        return workers
     if workers < 1:
         raise InvalidRequest(f"workers is a number from 1 or an executor, not {workers!r:.40}", field="workers")
-    from loky import ProcessPoolExecutor
+    return Workers(workers)
 
-    executor = ProcessPoolExecutor(workers)
-    try:
-        yield executor
-    finally:
-        # Nobody waits for what is under way: after a run nothing is, and after Ctrl-C it is not wanted.
-        executor.shutdown(wait=True, kill_workers=True)
+
+async def _end(executor: Executor | Workers, futures: Collection[asyncio.Future[Outcome]]) -> None:
+    """Have what waits not begin, and processes of our own end; an executor that was given stays open."""
+    if isinstance(executor, Workers):
+        await executor.close()
+    for each in futures:
+        if not each.cancel() and not each.cancelled():
+            each.exception()  # seen: nobody wants to hear that it was interrupted
 
 
 def _write(file: Path, content: bytes) -> None:

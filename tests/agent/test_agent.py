@@ -285,6 +285,25 @@ async def test_a_cancelled_block_is_left_tidy(site, doing):
     assert len(site.hub.episodes("acme-corp")) == 1
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_spawn_that_is_cancelled_leaves_no_life_behind(site, turns):
+    site.fill(1)
+
+    async def cell():
+        async with EphemeralAgent.spawn(site.target, "acme-corp", agent_id="a"):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(cell())
+    for _ in range(turns):  # as far as it comes: before, while and after the hub hears of it
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert site.hub.agents("acme-corp").filter(status="alive").is_empty()
+    async with EphemeralAgent.spawn(site.target, "acme-corp", agent_id="a") as another:
+        assert another.alive
+
+
 async def test_a_broken_off_connection_of_its_own_starts_the_lease(site, doing):
     connection = await connect(site.target).__aenter__()
     agent = await EphemeralAgent.spawn(connection, "acme-corp", agent_id="a", lifetime=900)

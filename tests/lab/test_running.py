@@ -9,9 +9,10 @@ from multiprocessing import get_context
 import polars as pl
 import pytest
 
-from fedlab import ExperimentFailed, InvalidRequest, MaxAge
+from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
 from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
+from tests.processes import free_port
 
 MANY = [
     Arm("copier", Copier()),
@@ -144,7 +145,7 @@ class Nan(Parity):
 class Raises(Parity):
     def attempt(self, task, rng):
         output = yield task
-        if int(task.input) < 10:
+        if task.input == "5":  # which is no task of seed 0
             raise LookupError("the world broke")
         return Outcome(output, self.reward(task, output))
 
@@ -167,8 +168,7 @@ def queries(given):
     [
         ({}, Arm("bad", Breaks("raises")), "arm 'bad', seed 0, generation 1: ZeroDivisionError: no reason"),
         ({}, Arm("bad", Breaks("number")), "arm 'bad', seed 0, generation 0: Breaks.act answered with int 7"),
-        ({"world": Nan()}, MANY[0], "arm 'copier', seed 0, generation 0: Nan gave .* the reward nan"),
-        ({"world": Raises()}, MANY[0], "arm 'copier', seed ., generation .: LookupError: the world broke"),
+        ({"world": Raises()}, MANY[0], "arm 'copier', seed 7, generation .: LookupError: the world broke"),
         ({}, queries(None), "Own.queries gave NoneType None: a sequence of Query is due"),
     ],
 )
@@ -184,6 +184,49 @@ def test_a_failed_cell_is_named_and_the_others_are_finished(tmp_path, options, a
     assert not failed & finished
     assert ("the others are finished in" in raised.value.message) == bool(finished)
     assert "Traceback" in (tmp_path / "run/failed" / f"{min(failed)}.txt").read_text()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_when_all_cells_fail_for_one_reason_the_others_are_not_tried(tmp_path, workers):
+    with pytest.raises(ExperimentFailed, match="the reward nan") as raised:
+        experiment(world=Nan(), seeds=range(50)).run_sync(tmp_path / "run", workers=workers, progress=False)
+    failed = len(list((tmp_path / "run/failed").iterdir()))
+    assert 3 <= failed <= 20
+    assert f"{failed} of 100 cells failed for one reason, and the other {100 - failed} were not tried" in str(
+        raised.value
+    )
+    assert raised.value.message.count("the reward nan") == 1
+
+
+def test_as_long_as_some_succeed_all_are_tried(tmp_path):
+    tried = experiment(MANY[4], Arm("bad", Breaks("number")), seeds=range(5))
+    with pytest.raises(ExperimentFailed, match="5 of 10 cells failed, the others are finished"):
+        tried.run_sync(tmp_path / "run", progress=False)
+
+
+def test_a_hub_that_is_away_is_said_before_anything_is_tried(tmp_path):
+    with pytest.raises(HubUnavailable):
+        experiment().run_sync(tmp_path / "run", hub=f"ws://127.0.0.1:{free_port()}", progress=False)
+    assert not (tmp_path / "run/failed").exists()
+
+
+class Broken:
+    """A model that can not be loaded."""
+
+    name = "broken"
+    dimension = 8
+    asked = 0
+
+    def embed(self, texts):
+        type(self).asked += 1
+        raise OSError("no weights")
+
+
+def test_a_model_that_does_not_work_is_tried_once(tmp_path):
+    with pytest.raises(FedlabError, match="no weights"):
+        experiment(embedder=Broken(), seeds=range(9)).run_sync(tmp_path / "run", progress=False)
+    assert Broken.asked == 1
+    assert not (tmp_path / "run/failed").exists()
 
 
 @pytest.mark.parametrize(
