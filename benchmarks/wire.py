@@ -60,10 +60,9 @@ async def pushes(url: str, episodes: list[Episode]) -> float:
         return len(episodes) / (time.perf_counter() - start)
 
 
-def raw_puts(path: Path, episodes: list[Episode]) -> float:
-    """Raw sqlite3, the same rows, one transaction each."""
-    sqlite = raw.Sqlite(path)
-    rows = [sqlite.rows([each], number) for number, each in enumerate(episodes)]
+def raw_puts(sqlite: raw.Sqlite, episodes: list[Episode], first: int) -> float:
+    """Raw sqlite3, the same rows, one transaction each; the first has this number."""
+    rows = [sqlite.rows([each], number) for number, each in enumerate(episodes, first)]
     start = time.perf_counter()
     for each in rows:
         sqlite.write(each)
@@ -71,13 +70,21 @@ def raw_puts(path: Path, episodes: list[Episode]) -> float:
 
 
 def push_pairs(url: str, folder: Path, count: int = 7) -> Iterator[tuple[float, float]]:
-    """Pushes to the hub a second, and to raw sqlite3 one at a time, by turns; before the first, the hub warms up."""
-    asyncio.run(pushes(url, data.episodes(20 * CLIENTS, *TENANTS, seed=count)))
-    for number in range(count):
-        episodes = data.episodes(150 * CLIENTS, *TENANTS, seed=number)
-        before = raw_puts(folder / f"before-{number}.db", episodes[:750])
+    """Pushes to the hub a second, and to raw sqlite3 one at a time, by turns, into databases that hold the same.
+
+    A commit into a larger database touches more pages. Before the first turn, both warm up.
+    """
+    sqlite, part, first = raw.Sqlite(folder / "raw.db"), 750, 1
+    for number in range(count + 1):
+        episodes = data.episodes((150 if number else 20) * CLIENTS, *TENANTS, seed=number)
+        before = raw_puts(sqlite, episodes[:part], first)
         ours = asyncio.run(pushes(url, episodes))
-        yield ours, (before + raw_puts(folder / f"after-{number}.db", episodes[:750])) / 2
+        # After it once more, of other episodes; the rest at once.
+        after = raw_puts(sqlite, episodes[part : part + 500], first + part)
+        sqlite.write(sqlite.rows(episodes[part + 500 :], first + part + 500))
+        first += len(episodes)
+        if number:
+            yield ours, (before + after) / 2
 
 
 async def recall_p50(url: str, rounds: int = 1_000) -> float:
