@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 
 from benchmarks import backup, hub, lab, retention, wire
 
@@ -13,6 +14,15 @@ def import_seconds() -> float:
     """Of `import fedlab` in a fresh interpreter, without the interpreter's own start."""
     code = "import time; t = time.perf_counter(); import fedlab; print(time.perf_counter() - t)"
     return min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5))
+
+
+def report(rows: Iterable[tuple]) -> None:
+    """Print rows of what, measured value, its ratio to a limit, unit, goal (an upper bound if negative) and its unit."""
+    print(f"{'what':40} {'measured':>14}  {'ratio':>8}  goal")
+    for what, value, ratio, unit, goal, beside in rows:
+        met = ratio <= -goal if goal < 0 else ratio >= goal
+        bound = f"{'at most' if goal < 0 else 'at least'} {abs(goal):g} {beside}"
+        print(f"{what:40} {value:>11,.2f} {unit:>2}  {ratio:>8.2f}  {bound}{'' if met else '   NOT MET'}", flush=True)
 
 
 def main() -> None:
@@ -27,12 +37,7 @@ def main() -> None:
         *retention.main(),
         *lab.main(),
     ]
-    print(f"{'what':40} {'measured':>14}  {'ratio':>8}  goal")
-    for what, value, ratio, unit, goal, beside in rows:
-        # A negative goal is an upper bound.
-        met = ratio <= -goal if goal < 0 else ratio >= goal
-        bound = f"{'at most' if goal < 0 else 'at least'} {abs(goal):g} {beside}"
-        print(f"{what:40} {value:>11,.2f} {unit:>2}  {ratio:>8.2f}  {bound}{'' if met else '   NOT MET'}")
+    report(rows)
     print(f"{time.perf_counter() - start:.0f} seconds")
 
 

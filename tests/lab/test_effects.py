@@ -18,11 +18,11 @@ SEEDS = range(10)
 FIVE_GENERATIONS = MaxAge(days=50)
 
 
-def run(folder, world, arms, **sizes):
+def run(folder, world, arms, seeds=SEEDS, **sizes):
     """Mean true reward by arm, shape (seeds, generations)."""
-    experiment = Experiment(world, arms, generation_interval=timedelta(days=10), seeds=SEEDS, **sizes)
+    experiment = Experiment(world, arms, generation_interval=timedelta(days=10), seeds=seeds, **sizes)
     frame = experiment.run_sync(folder, workers=2, progress=False).generations.sort("seed", "generation")
-    shape = (len(SEEDS), sizes["generations"])
+    shape = (len(seeds), sizes["generations"])
     means = {arm.name: frame.filter(pl.col("arm") == arm.name)["true_reward_mean"] for arm in arms}
     return {name: each.to_numpy().reshape(shape) for name, each in means.items()}
 
@@ -74,6 +74,19 @@ def test_a_shared_memory_finds_the_way_over_the_frozen_lake(tmp_path):
     rewards = run(tmp_path, lake, arms, generations=15, agents_per_generation=10, tasks_per_agent=5)["shared"]
     assert (rewards.max(axis=1) == 1.0).all()
     assert rewards[:, -1].mean() == 1.0
+
+
+def test_on_slippery_ice_the_maximum_takes_luck_for_skill_and_the_mean_does_better(tmp_path):
+    # Six fields, of which one is a hole. Who knows them always arrives: the optimum is 1.
+    lake = worlds.Gymnasium("FrozenLake-v1", desc=["SFF", "HFG"])
+    arms = [
+        Arm("maximum", learners.EpisodicControl(use="max", unknown=0.0, explore=0.3)),
+        Arm("mean", learners.EpisodicControl(use="mean", k=100, unknown=0.0, explore=0.3)),
+    ]
+    rewards = run(tmp_path, lake, arms, range(20), generations=12, agents_per_generation=5, tasks_per_agent=2)
+    maximum, mean = rewards["maximum"][:, -6:], rewards["mean"][:, -6:]
+    assert gain(mean, maximum)[0] > 0
+    assert maximum.mean() < 0.5 < mean.mean()
 
 
 @pytest.mark.parametrize("id", ["CliffWalking-v1", "Taxi-v4"])
