@@ -60,6 +60,13 @@ def read_policy(connection: sa.Connection, tenant_id: str) -> RetentionPolicy:
     return KeepForever() if held is None else RetentionPolicy.from_json(held)
 
 
+def read_concerned(connection: sa.Connection, now: int) -> set[str]:
+    """The tenants of which something may have to go at `now` (ms UTC): most of a hub's many have no policy."""
+    with_policy = sa.select(tenants.c.tenant_id).where(tenants.c.retention.is_not(None))
+    with_expired = sa.select(episodes.c.tenant_id).where(episodes.c.expires_at <= now)
+    return set(connection.scalars(with_policy.union(with_expired)))
+
+
 def judge(
     connection: sa.Connection, index: TenantIndex | None, tenant_id: str, policy: RetentionPolicy, now: int
 ) -> Verdict:

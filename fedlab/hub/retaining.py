@@ -62,9 +62,13 @@ class RetentionMethods(HubCore):
         """
         if tenant_id is not None:
             self._require(tenant_id)
-        removed: dict[str, int] = {}
+            concerned = {tenant_id}
+        else:
+            with self._reading() as connection:
+                concerned = forgetting.read_concerned(connection, self.clock.now())
+        removed = dict.fromkeys(sorted(self._tenants) if tenant_id is None else [tenant_id], 0)
         failed: dict[str, str] = {}
-        for each in sorted(self._tenants) if tenant_id is None else [tenant_id]:
+        for each in sorted(concerned):
             try:
                 removed[each] = self._retain(each)
             except Exception as error:  # a policy of one's own may raise anything
@@ -72,6 +76,7 @@ class RetentionMethods(HubCore):
                     raise
                 logger.exception("the retention of tenant %r failed; the others go on", each)
                 failed[each] = str(error)
+                del removed[each]
         self.purge_forgotten()
         return RetentionReport(removed=removed, failed=failed, seq=self._writer.head.seq)
 
