@@ -1,6 +1,6 @@
 """`python -m benchmarks.notebooks`: how long each notebook takes, and the effects on ToolChoice that the tests look for.
 
-Four minutes, therefore not a part of `make bench`. The embeddings are taken to be in the cache of this machine.
+About six minutes, therefore not a part of `make bench`. The embeddings are taken to be in the cache of this machine.
 """
 
 from __future__ import annotations

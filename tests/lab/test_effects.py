@@ -71,7 +71,8 @@ def test_a_window_hurts_where_nothing_changes_and_wins_after_a_drift(stationary,
 def test_a_shared_memory_finds_the_way_over_the_frozen_lake(tmp_path):
     lake = worlds.Gymnasium("FrozenLake-v1", is_slippery=False)
     arms = [Arm("shared", learners.EpisodicControl(unknown=0.0))]
-    rewards = run(tmp_path, lake, arms, generations=15, agents_per_generation=10, tasks_per_agent=5)["shared"]
+    sizes = {"generations": 15, "agents_per_generation": 10, "tasks_per_agent": 5}
+    rewards = run(tmp_path, lake, arms, range(5), **sizes)["shared"]
     assert (rewards.max(axis=1) == 1.0).all()
     assert rewards[:, -1].mean() == 1.0
 
@@ -91,8 +92,8 @@ def test_on_slippery_ice_the_maximum_takes_luck_for_skill_and_the_mean_does_bett
 
 @pytest.mark.parametrize("id", ["CliffWalking-v1", "Taxi-v4"])
 def test_control_with_memory_beats_chance(id, tmp_path):
-    world = worlds.Gymnasium(id, max_steps=60, discount=0.9)
+    world = worlds.Gymnasium(id, max_steps=40, discount=0.9)
     arms = [Arm("no memory", learners.ZeroShot()), Arm("memory", learners.EpisodicControl())]
-    rewards = run(tmp_path, world, arms, generations=5, agents_per_generation=4, tasks_per_agent=2)
+    rewards = run(tmp_path, world, arms, generations=4, agents_per_generation=3, tasks_per_agent=2)
     assert np.isfinite(rewards["memory"]).all()
     assert gain(rewards["memory"], rewards["no memory"])[0] > 0
