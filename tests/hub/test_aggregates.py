@@ -21,6 +21,7 @@ from fedlab.hub import columns, growth
 Make = Callable[..., Episode]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 START_MS = int(START.timestamp() * 1000)
+DAY_MS = 86_400_000
 HOSTILE = [
     "<script>alert(1)</script>",
     "'; DROP TABLE episodes; --",
@@ -183,9 +184,9 @@ def test_what_was_forgotten_is_counted_by_reason(hub: Hub, clock: SimulatedClock
     frame = hub.forgetting(since=START, until=datetime(2026, 1, 4), bins=3)
     reasons = hub.changes(kind="episode_forgotten")
     assert frame.drop("time").rows() == [
-        ("acme", "<b>wrong</b>", 1),
-        ("acme", reasons["reason"][1], 3),
-        ("rival", reasons["reason"][-1], 1),
+        ("acme", "<b>wrong</b>", 1, START_MS + DAY_MS),
+        ("acme", reasons["reason"][1], 3, START_MS + DAY_MS),
+        ("rival", reasons["reason"][-1], 1, START_MS + 2 * DAY_MS),
     ]
     assert frame["time"].to_list() == [datetime(2026, 1, day, tzinfo=UTC) for day in (2, 2, 3)]
     assert hub.forgetting("acme", until=datetime(2026, 1, 2, tzinfo=UTC)).is_empty()
