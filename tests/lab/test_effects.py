@@ -84,7 +84,7 @@ def test_on_slippery_ice_the_maximum_takes_luck_for_skill_and_the_mean_does_bett
         Arm("maximum", learners.EpisodicControl(use="max", unknown=0.0, explore=0.3)),
         Arm("mean", learners.EpisodicControl(use="mean", k=100, unknown=0.0, explore=0.3)),
     ]
-    rewards = run(tmp_path, lake, arms, range(20), generations=12, agents_per_generation=5, tasks_per_agent=2)
+    rewards = run(tmp_path, lake, arms, range(100, 120), generations=12, agents_per_generation=5, tasks_per_agent=2)
     maximum, mean = rewards["maximum"][:, -6:], rewards["mean"][:, -6:]
     assert gain(mean, maximum)[0] > 0
     assert maximum.mean() < 0.5 < mean.mean()
