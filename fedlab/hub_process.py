@@ -41,11 +41,13 @@ class HubProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start the process and wait until it answers.
+        """Start the process, unless it is running, and wait until it answers.
 
         Raises:
             HubUnavailable: If it ends at once, or does not answer within a minute.
         """
+        if self._process is not None and self._process.returncode is None:
+            return
         command = ["-m", "fedlab", "hub", "--data", str(self.data), "--port", str(self.port), *self._options]
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the demo alone, which then ends the hub.

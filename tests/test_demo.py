@@ -119,3 +119,12 @@ async def test_a_hub_that_can_not_start_is_an_error_that_says_where_to_look(tmp_
         async with asyncio.timeout(60), HubProcess(tmp_path / "hub", tmp_path / "hub.log"):
             pass
     assert not hubs_of(tmp_path)
+
+
+async def test_a_hub_that_was_started_and_is_then_entered_is_one_process(tmp_path):
+    process = HubProcess(tmp_path / "hub", tmp_path / "log", embedder="hashing")
+    await process.start()
+    assert len(hubs_of(tmp_path)) == 1
+    async with process:
+        assert len(hubs_of(tmp_path)) == 1
+    assert hubs_of(tmp_path) == []
