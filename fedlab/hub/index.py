@@ -154,7 +154,9 @@ class TenantIndex:
             self._follow(view, view.first, stop)
             if view.n - view.first <= (EXACT if view.graph is None else TAIL):
                 return
-            graph = view.graph or graph_type(ndim=self.dimension, metric="cos", dtype="f16")
+            graph = view.graph or graph_type(
+                ndim=self.dimension, metric="cos", dtype="f16", expansion_search=searching.EXPANSION
+            )
             end = view.n
             for start in range(view.first, end, 1_000):
                 if stop.is_set():

@@ -11,13 +11,14 @@ import hashlib
 import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
 from fedlab.hub.directory import sync
 from fedlab.hub.neighbours import Kept
+from fedlab.hub.searching import EXPANSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,7 +147,9 @@ class Snapshots:
             # `restore` takes over whatever dimension and metric the file has: look before.
             held: Any = Graph.metadata(path)
             if held and held["dimensions"] == self._dimension and str(held["kind_metric"]).endswith("Cos"):
-                return Graph.restore(path)
+                graph: Any = Graph.restore(path)
+                graph.expansion_search = EXPANSION  # it is not in the file
+                return cast("Graph", graph)
         except Exception as error:
             logger.warning("the index snapshot of %r can not be read (%s)", tenant_id, error)
         logger.warning("the index snapshot of %r is of another shape; it is rebuilt", tenant_id)
