@@ -94,13 +94,11 @@ def forgetting(
     from fedlab._polars import pl
 
     log = columns.log if tenant_id is None else columns.log.filter(pl.col("tenant_id") == tenant_id)
-    gone = log.filter("forgotten")
-    if log.is_empty():
-        gone = gone.with_columns(last_at="at")
-    else:
+    gone = log.filter("forgotten").with_columns(last_at="at")
+    if len(log):
         stretch, until = _stretch(log["at"], since, until, bins)
         gone = gone.filter(pl.col("at") >= stretch.since, pl.col("at") < until).with_columns(
-            (pl.col("at") - stretch.since) // stretch.width * stretch.width + stretch.since, last_at="at"
+            (pl.col("at") - stretch.since) // stretch.width * stretch.width + stretch.since
         )
     names = pl.col("tenant_id", "reason").cast(pl.String)
     time = pl.col("at").cast(pl.Datetime("ms", "UTC")).alias("time")

@@ -68,7 +68,7 @@ class RetentionMethods(HubCore):
                 concerned = forgetting.read_concerned(connection, self.clock.now())
         removed = dict.fromkeys(sorted(self._tenants) if tenant_id is None else [tenant_id], 0)
         failed: dict[str, str] = {}
-        for each in sorted(concerned):
+        for each in sorted(concerned & removed.keys()):
             try:
                 removed[each] = self._retain(each)
             except Exception as error:  # a policy of one's own may raise anything

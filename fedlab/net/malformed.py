@@ -17,23 +17,20 @@ LONGEST = 1 << 22
 _HEAD = re.compile(rb'\s*\{\s*"id"\s*:\s*(\d{1,16})\s*,')
 
 
-def request_id(data: BytesLike) -> int | None:
-    """The id of a request that can not be read: in what is JSON but for its values, or where it comes first."""
+def examine(data: BytesLike) -> tuple[int | None, tuple[str, str] | None]:
+    """Of a request that can not be read: its id, in what is JSON but for its values, or where it comes first; and where
+    in its params (`$`) the first value is that JSON can not hold, and what it is. None for what is not found.
+    """
     request = _read(data)
     if request is None:
         head = _HEAD.match(bytes(data[:200]))
-        return int(head[1]) if head else None
+        return int(head[1]) if head else None, None
     number = request.get("id")
-    return number if type(number) is int and 0 <= number < 1 << 53 else None
-
-
-def find_fault(data: BytesLike) -> tuple[str, str] | None:
-    """Where in a request's params (`$`) the first value is that JSON can not hold, and what it is; None without one."""
-    request = _read(data)
+    known = number if type(number) is int and 0 <= number < 1 << 53 else None
     try:
-        return None if request is None else next(_faults(request.get("params"), "$"), None)
+        return known, next(_faults(request.get("params"), "$"), None)
     except RecursionError:
-        return None
+        return known, None
 
 
 def _read(data: BytesLike) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from fedlab.hub.values import (
     Stats,
     VerifyReport,
 )
-from fedlab.net.malformed import find_fault, request_id
+from fedlab.net.malformed import examine
 from fedlab.net.pages import Page, read_vector
 from fedlab.net.tokens import Role
 from fedlab.recall import MAX_IDS, RecallPolicy
@@ -433,9 +433,10 @@ class Format(Generic[C]):
         """Of a message that is no request: its id, where that can be read, and what is wrong with it, known better."""
         if not self.text:
             return None, error
-        if fault := find_fault(data):
+        number, fault = examine(data)
+        if fault:
             error = _placed(f"{fault[1]} - at `{_clean(fault[0]):.200}`")
-        return request_id(data), error
+        return number, error
 
     def decode_answer(self, data: bytes | bytearray | memoryview) -> tuple[int | None, Raw, Fault | None, bool]:
         """The id, the result (still as bytes), the fault and `more` of an answer.
