@@ -67,11 +67,10 @@ class RemoteConnection(HubConnection):
     async def call(self, method: str, params: protocol.Params) -> Any:
         """Ask the hub; sent again on the next connection if this one breaks."""
         answer = await self._link.ask(method, params, extra=_extra_time(params))
-        match params:
-            case protocol.SpawnAgent():
-                self._link.hold(params)
-            case protocol.SyncAgent() if params.ending is not None:
-                self._link.drop(params.tenant_id, params.agent_id)
+        if isinstance(params, protocol.SpawnAgent):
+            self._link.hold(params)
+        elif isinstance(params, protocol.SyncAgent) and params.ending is not None:
+            self._link.drop(params.tenant_id, params.agent_id)
         return to_frame(answer) if METHODS[method].result is Page else answer
 
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
@@ -99,9 +98,6 @@ class RemoteConnection(HubConnection):
 
 def _extra_time(params: protocol.Params) -> float:
     """Seconds that a request may take beyond the usual, if it is in order."""
-    match params:
-        case protocol.Put() | protocol.SyncAgent():
-            return SECONDS_PER_TEXT * sum(episode.vector is None for episode in params.episodes)
-        case protocol.Watch():
-            return params.wait
-    return 0.0
+    if isinstance(params, (protocol.Put, protocol.SyncAgent)):
+        return SECONDS_PER_TEXT * sum([episode.vector is None for episode in params.episodes])
+    return params.wait if isinstance(params, protocol.Watch) else 0.0

@@ -6,9 +6,9 @@ What the requests mean is `client.py`'s business, which makes them all repeatabl
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
+import math
 import random
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ TRIES = 5
 class _Pending:
     """A request that waits for its answer."""
 
-    __slots__ = ("data", "future", "method", "pages", "params", "tries")
+    __slots__ = ("data", "future", "method", "pages", "params", "patience", "tries", "until")
 
     def __init__(self, method: str, params: protocol.Params, data: bytes, future: asyncio.Future[Any]) -> None:
         self.method = method
@@ -57,6 +57,7 @@ class _Pending:
         self.future = future
         self.pages: list[Page] = []
         self.tries = 0
+        self.patience = self.until = math.inf
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
@@ -124,6 +125,8 @@ class Link:
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._agents: dict[tuple[str, str], tuple[protocol.SpawnAgent, float]] = {}  # and the end on our clock
         self._away = False
+        self._looks_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def connected(self) -> bool:
@@ -144,6 +147,7 @@ class Link:
         if self.closed:
             return
         self.closed = True
+        self._look_at(math.inf)
         self._fail_all(HubUnavailable(f"the connection to {self.url} is closed"))
         if self._socket is not None:
             self._socket.say_goodbye()
@@ -161,22 +165,40 @@ class Link:
         """
         patience = self._timeout * (SLOW if METHODS[method].slow else 1) + extra
         # A watch waits without work for the server, and must not take the place of what has some.
-        async with contextlib.nullcontext() if method == "watch" else self._slots:
+        if method == "watch":
             return await self.outcome(self.submit(method, params), patience)
+        await self._slots.acquire()
+        try:
+            return await self.outcome(self.submit(method, params), patience)
+        finally:
+            self._slots.release()
 
     async def outcome(self, number: int, patience: float | None = None) -> Any:
         """The answer to a request that was submitted, within `patience` seconds (the usual time-out if None)."""
-        patience = self._timeout if patience is None else patience
         pending = self._pending[number]
-        timer = asyncio.get_running_loop().call_later(patience, self._give_up, pending, patience)
+        pending.patience = self._timeout if patience is None else patience
+        pending.until = asyncio.get_running_loop().time() + pending.patience
+        if pending.until < self._looks_at:
+            self._look_at(pending.until)
         try:
             return await pending.future
         finally:
-            timer.cancel()
             self._pending.pop(number, None)
 
-    def _give_up(self, pending: _Pending, patience: float) -> None:
-        pending.fail(HubUnavailable(f"{self.url} did not answer {pending.method} within {patience:g} s"))
+    def _look_at(self, when: float) -> None:
+        """See then who waits too long: one timer for all, since nearly every answer comes long before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = when
+        self._timer = None if when == math.inf else asyncio.get_running_loop().call_at(when, self._give_up)
+
+    def _give_up(self) -> None:
+        now, waiting = asyncio.get_running_loop().time(), list(self._pending.values())
+        for pending in waiting:
+            if pending.until <= now:
+                late = f"{self.url} did not answer {pending.method} within {pending.patience:g} s"
+                pending.fail(HubUnavailable(late))
+        self._look_at(min((each.until for each in waiting if each.until > now), default=math.inf))
 
     def submit(self, method: str, params: protocol.Params) -> int:
         """Send a request, or have it sent by the next connection; returns its id."""
