@@ -173,8 +173,10 @@ class Commits:
 
     def _go_on(self) -> None:
         self._busy = False
-        self._deliver()  # first: what those who are answered send next can still join the commit after this one
-        self._commit()
+        try:
+            self._deliver()  # first: what those who are answered send next can still join the commit after this one
+        finally:
+            self._commit()
 
     def completed(self, then: Callable[[Any], object], future: Future[Any] | Outcome) -> None:
         """In whatever thread completes a future: one wake-up of the loop for all that are ready."""
