@@ -80,13 +80,14 @@ def paint(visitor: browsers.Visitor, path: str) -> tuple[float, float]:
 
 def recall_p95(url: str, seconds: float = 20) -> float:
     """Of recalls by vector over the socket, seconds; in a process of its own, beside the hub."""
-    return float(subprocess.check_output([sys.executable, "-m", "benchmarks.dashboard", RECALL, url, str(seconds)]))
+    command = [sys.executable, "-m", "benchmarks.dashboard", RECALL, url, str(seconds), *map(str, HUB_CPUS)]
+    return float(subprocess.check_output(command))
 
 
-def recall(url: str, seconds: float) -> float:
+def recall(url: str, seconds: float, cpus: set[int]) -> float:
     queries, times = data.vectors(RECALLS, seed=3), []
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, HUB_CPUS)
+        os.sched_setaffinity(0, cpus)  # named: those that this process begins with may be the browsers'
     with connect_sync(url) as connection:
         end = time.perf_counter() + seconds
         while (start := time.perf_counter()) < end:
@@ -170,7 +171,7 @@ def while_watched(chromium: browsers.Browser, url: str, hub: str) -> float:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [RECALL]:
-        print(recall(sys.argv[2], float(sys.argv[3])))
+        print(recall(sys.argv[2], float(sys.argv[3]), {*map(int, sys.argv[4:])}))
     else:
         for row in main(*map(int, sys.argv[1:2]), *sys.argv[2:]):
             print(row)
