@@ -110,8 +110,9 @@ class Columns:
         log: `number` (of the episode), `tenant_id`, `forgotten` (or stored), `actor`, `at` (ms UTC), `reason` (of what
             was forgotten), as in the log.
         erased: `stored_at`, `at` (both ms UTC) and `tenant_hash` of what was erased.
-        episodes: The live ones: `number`, `tenant_id`, `agent_id`, `task` (its beginning), `created_at` (ms UTC),
-            `reward`, `generation` (from the metadata, if it is a whole number there), `bytes` (of texts and vector).
+        episodes: The live ones: `number`, `tenant_id`, `agent_id`, `task` (its beginning), `created_at` and `stored_at`
+            (ms UTC), `reward`, `generation` (from the metadata, if it is a whole number there), `bytes` (of texts and
+            vector).
         links: Which are whose sources, by tenant, up to a seq: `lineage.py` fills it.
     """
 
@@ -307,6 +308,8 @@ def _read(connection: sa.Connection, after: int, last: int) -> tuple[pl.DataFram
     log = log.join(gone, on="number", how="left", maintain_order="left")
     log = log.with_columns(pl.coalesce("stored", "number").alias("number")).drop("stored")
     episodes = packed(connection, _EPISODES, of_episodes, (after, last))
+    stored = log.filter(~pl.col("forgotten")).select("number", stored_at="at")
+    episodes = episodes.join(stored, on="number", how="left", maintain_order="left")
     of_vector = Rows(connection, "", 0).vector_bytes
     return log, episodes.with_columns(pl.col("bytes") + of_vector)
 
