@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from dashboard.figures import groups, times
+from dashboard.figures import groups, line, stretches, times
 from dashboard.look import plain
 from fedlab.plots import blank
 
@@ -38,16 +38,9 @@ def stacked(
     """
     figure = blank(title, f"time ({zone})", unit, group.removesuffix("_id"))
     number = "%{y:.3s}B" if unit == "bytes" else "%{y:,}"
+    style: dict[str, Any] = {"shape": "hv", "width": 1.5, "stackgroup": "all", "hovertemplate": number}
     for name, colour, rows in groups(frame, group, colours):
-        figure.add_scatter(
-            x=times(rows["time"], zone),
-            y=rows.select(value).to_series().to_list(),
-            name=name,
-            mode="lines",
-            line={"color": colour, "shape": "hv", "width": 1.5},
-            stackgroup="all",
-            hovertemplate=number,
-        )
+        line(figure, stretches(rows["time"], zone), rows.select(value).to_series(), name, colour, **style)
     return figure.update_yaxes(
         rangemode="tozero", tickformat="~s" if unit == "bytes" else ",", ticksuffix="B" if unit == "bytes" else ""
     )
@@ -73,23 +66,13 @@ def panels(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
     for number, (_, colour, own) in enumerate(parts):
         place = {"row": number // ACROSS + 1, "col": number % ACROSS + 1}
         lines: list[tuple[str, pl.Series, dict[str, Any]]] = [
-            ("live", own["live"], {"width": 2}),
+            ("live", own["live"], {"fill": "tozeroy"}),
             ("stored so far", own["stored"].cum_sum(), {"width": 1.5, "dash": "dash"}),
             ("forgotten or erased so far", (own["forgotten"] + own["erased"]).cum_sum(), {"width": 1.5, "dash": "dot"}),
         ]
-        for name, values, line in lines:
-            figure.add_scatter(
-                x=times(own["time"], zone),
-                y=values.to_list(),
-                name=name,
-                legendgroup=name,
-                showlegend=number == 0,
-                mode="lines",
-                fill="tozeroy" if name == "live" else None,
-                line={"color": colour, "shape": "hv", **line},
-                hovertemplate="%{y:,}",
-                **place,
-            )
+        for name, values, style in lines:
+            style |= {"shape": "hv", "showlegend": number == 0, **place}
+            line(figure, stretches(own["time"], zone), values, name, colour, **style)
     figure.update_xaxes(title={"text": f"time ({zone})"}, row=rows)
     figure.update_yaxes(title={"text": "episodes"}, col=1)
     figure.update_yaxes(rangemode="tozero", tickformat=",")

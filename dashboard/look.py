@@ -44,16 +44,16 @@ def when(ms: int | None) -> str:
 
 def local(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame with its times in the reader's zone; whole numbers called `at` or `…_at` are times, in ms UTC."""
-    zoned = []
-    for name, kind in frame.schema.items():
-        if kind == pl.Int64 and (name == "at" or name.endswith("_at")):
-            zoned.append(
-                pl.from_epoch(name, time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone().key)
-            )
-        elif isinstance(kind, pl.Datetime):
-            time = pl.col(name) if kind.time_zone else pl.col(name).dt.replace_time_zone("UTC")
-            zoned.append(time.dt.convert_time_zone(zone().key))
-    return frame.with_columns(zoned)
+    utc = [
+        pl.from_epoch(name, time_unit="ms") if kind == pl.Int64 else pl.col(name).dt.replace_time_zone(None)
+        for name, kind in frame.schema.items()
+        if isinstance(kind, pl.Datetime) or (kind == pl.Int64 and (name == "at" or name.endswith("_at")))
+    ]
+    # Without its zone at last: it is the reader's own, and a table would repeat it in every row.
+    reader = zone().key
+    return frame.with_columns(
+        each.dt.replace_time_zone("UTC").dt.convert_time_zone(reader).dt.replace_time_zone(None) for each in utc
+    )
 
 
 def bytes_of(number: float) -> str:
@@ -128,7 +128,7 @@ def chart(
 
 def metrics(values: Mapping[str, object], helps: Mapping[str, str] | None = None) -> None:
     """Numbers side by side, on a phone some in a row, each under its name, with what helps to understand it."""
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for name, value in values.items():
             st.metric(name, str(value), help=(helps or {}).get(name), width="content")
 

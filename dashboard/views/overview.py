@@ -29,7 +29,7 @@ def page() -> None:
         return
     growth = sources.ask("growth", info.tenant_id, by="tenant", bins=look.BINS)
     look.chart(
-        figures.growth(growth, "tenant_id", look.colours(), zone=look.zone().key),
+        figures.growth(growth, look.colours(), zone=look.zone().key),
         growth,
         key="overview-growth",
         about="Episodes in the memory of each tenant over time, with those that were forgotten until then dotted.",

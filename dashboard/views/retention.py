@@ -144,7 +144,6 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
     rows = [
         {
             "": label,
-            "policy": repr(compared[label]),
             "tenant": tenant,
             "would go": each.removed,
             "would stay": each.kept,
@@ -156,6 +155,7 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
             "queries": each.recall.queries if each.recall else 0,
             "bytes": each.bytes,
             "expired": each.expired,
+            "policy": repr(compared[label]),
         }
         for (label, tenant), each in previews.items()
     ]
