@@ -119,10 +119,20 @@ def chart(
         on_select=select if callable(select) else "rerun" if select else "ignore",
         **options,
     )
-    with st.popover("Data", icon=":material/table:", type="tertiary", help="Of this chart, to read and download."):
-        st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
-        if len(data) > 5_000:
-            st.caption(f"The first 5,000 of {len(data):,} rows.")
+    # Sent only when it is looked at: a page that is drawn every two seconds would have it packed each time.
+    popover = st.popover(
+        "Data",
+        icon=":material/table:",
+        type="tertiary",
+        help="Of this chart, to read and download.",
+        key=f"{key}-open",
+        on_change="rerun",
+    )
+    if popover.open:
+        with popover:
+            st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
+            if len(data) > 5_000:
+                st.caption(f"The first 5,000 of {len(data):,} rows.")
     return chosen
 
 

@@ -17,7 +17,7 @@ from streamlit.web.cli import main
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
-NEEDED = ("dashboard.figures", "PIL.Image", "streamlit.material_icon_names", "pandas", "pyarrow")
+NEEDED = ("dashboard.figures", "PIL.Image", "streamlit.material_icon_names")
 """Modules that the first page would import; a picture and its formats for the icon in the tab of the browser."""
 
 
