@@ -1,4 +1,8 @@
-"""Plotly figures of what a hub counts: functions of a frame, and of the colours that its groups have everywhere."""
+"""Plotly figures of what a hub counts: functions of a frame, and of the colours that its groups have everywhere.
+
+Here and in the modules beside it, `frame` is what the hub's method of that name gives, `group` the column that tells
+groups apart, `colours` those of the groups by name, and `zone` the reader's time zone.
+"""
 
 from __future__ import annotations
 
@@ -95,13 +99,7 @@ def stretches(column: pl.Series, zone: str) -> list[str]:
 def before_and_after(
     previews: Mapping[tuple[str, str], RetentionPreview], names: Mapping[str, str], what: str
 ) -> pl.DataFrame:
-    """What previews say of the live episodes, now and after: a row for each tenant, policy and bin.
-
-    Args:
-        previews: By label of the policy, and tenant.
-        names: Of the policies, by label.
-        what: "reward" or "age".
-    """
+    """What previews (by label and tenant) say of live episodes, now and after: a row a tenant, policy and bin."""
     bins = REWARD_NAMES if what == "reward" else AGE_NAMES
     rows = []
     for (label, tenant), preview in previews.items():
@@ -116,13 +114,7 @@ def before_and_after(
 
 
 def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
-    """Bars of what is there now and would be after, side by side; a row for each tenant.
-
-    Args:
-        frame: As `before_and_after` gives it.
-        title: Stands above it.
-        x: Name of the horizontal axis, and of the column with the bins.
-    """
+    """Bars of what is there now and would be after, side by side; a row for each tenant."""
     tenants = frame["tenant_id"].unique(maintain_order=True).to_list()
     policies = frame["policy"].unique(maintain_order=True).to_list()
     colours = dict(zip(policies, (REST, *OKABE_ITO), strict=False))

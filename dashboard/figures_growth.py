@@ -25,17 +25,7 @@ REASONS = 6
 def stacked(
     frame: pl.DataFrame, value: pl.Expr, group: str, colours: Mapping[str, str], *, title: str, unit: str, zone: str
 ) -> go.Figure:
-    """An area for each group, one on the other.
-
-    Args:
-        frame: As `growth` gives it.
-        value: What is drawn, of the rows of one group.
-        group: The column that tells the groups apart.
-        colours: By group.
-        title: Stands above it.
-        unit: Of the value.
-        zone: The reader's time zone.
-    """
+    """An area for each group, one on the other."""
     figure = blank(title, f"time ({zone})", unit, group.removesuffix("_id"))
     number = "%{y:.3s}B" if unit == "bytes" else "%{y:,}"
     style: dict[str, Any] = {"shape": "hv", "width": 1.5, "stackgroup": "all", "hovertemplate": number}
@@ -103,13 +93,7 @@ def turnover(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zon
 
 
 def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure:
-    """Add a vertical mark where episodes were forgotten; it says how many, of whom and why.
-
-    Args:
-        figure: Over time.
-        forgetting: As `forgetting` of a hub gives it.
-        zone: The reader's time zone.
-    """
+    """Add a vertical mark where episodes were forgotten; it says how many, of whom and why."""
     told = (
         forgetting.sort("forgotten", descending=True)
         .with_columns(text=pl.struct("tenant_id", "reason", "forgotten").map_elements(_told, return_dtype=pl.String))
@@ -138,12 +122,7 @@ def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure
 
 
 def by_generation(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
-    """How many episodes of each generation are live, by tenant.
-
-    Args:
-        frame: As `reward_summary` by tenant and generation gives it.
-        colours: By tenant.
-    """
+    """How many episodes of each generation are live, by tenant; of a `reward_summary`."""
     figure = blank("What is remembered of each generation", "generation", "live episodes", "tenant")
     for name, colour, rows in groups(frame.drop_nulls("generation"), "tenant_id", colours):
         figure.add_bar(

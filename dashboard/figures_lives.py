@@ -18,12 +18,7 @@ ENDS = {"alive": "#009E73", "destroyed": "#0072B2", "expired": "#E69F00", "crash
 
 
 def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
-    """A line for each life, from its spawn to its end.
-
-    Args:
-        lives: As `lives` gives it.
-        zone: The reader's time zone.
-    """
+    """A line for each life, from its spawn to its end."""
     figure = blank("Lives, from spawn to death", f"time ({zone})", "agents, the first at the bottom", "end")
     rows = lives.sort("spawned_at").with_row_index("place")
     now = max(each for name in ("spawned_at", "ended_at") for each in rows[name].drop_nulls().to_list())
@@ -54,12 +49,7 @@ def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
 
 
 def exchange(lives: pl.DataFrame, zone: str) -> go.Figure:
-    """What each life pulled (down) and pushed (up), at its beginning.
-
-    Args:
-        lives: As `lives` gives it.
-        zone: The reader's time zone.
-    """
+    """What each life pulled (down) and pushed (up), at its beginning."""
     figure = blank("Pulled and pushed by each life", f"spawned, time ({zone})", "episodes", "direction")
     rows = lives.sort("spawned_at")
     names = [plain(each) for each in rows["agent_id"]]

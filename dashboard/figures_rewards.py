@@ -22,13 +22,7 @@ PEAK = 0.9
 
 
 def ridges(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go.Figure:
-    """A histogram of each group above the other, all of the same area.
-
-    Args:
-        frame: As `rewards` gives it, by one group.
-        group: Its column.
-        colours: By group.
-    """
+    """A histogram of each group above the other, all of the same area."""
     figure = blank(TITLE, "reward", group.removesuffix("_id"))
     parts = list(_shares(frame, group, colours))
     highest = max(max(shares) for _, _, _, shares in parts)
@@ -83,14 +77,7 @@ def ecdf(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go.Figu
 
 
 def learning(frame: pl.DataFrame, x: str, colours: Mapping[str, str], *, zone: str) -> go.Figure:
-    """Mean reward of each tenant by generation or over time, with a shaded interval.
-
-    Args:
-        frame: As `reward_summary` gives it by tenant and generation or time, with `ci_low` and `ci_high`.
-        x: `generation` or `time`.
-        colours: By tenant.
-        zone: The reader's time zone.
-    """
+    """Mean reward of each tenant by `x`, generation or time, with its interval: of a `reward_summary` with `ci_…`."""
     name_of_x = "generation" if x == "generation" else f"time ({zone})"
     figure = blank("Learning curve", name_of_x, "mean reward (95 % interval)", "tenant")
     for name, colour, rows in groups(frame.drop_nulls(x), "tenant_id", colours):
@@ -110,12 +97,7 @@ def learning(frame: pl.DataFrame, x: str, colours: Mapping[str, str], *, zone: s
 
 
 def comparison(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
-    """Each tenant: quartiles as a box, from the smallest reward to the largest, and the mean with its interval.
-
-    Args:
-        frame: As `reward_summary` gives it by tenant, with `ci_low` and `ci_high`.
-        colours: By tenant.
-    """
+    """Each tenant: quartiles as a box, from the smallest reward to the largest, and the mean with its interval."""
     figure = blank("Tenants compared", "reward", "tenant")
     parts = list(groups(frame, "tenant_id", colours))
     for place, (name, colour, rows) in enumerate(parts):

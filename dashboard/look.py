@@ -17,7 +17,7 @@ from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, Perm
 from fedlab.plots import tenant_colours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
 
@@ -26,6 +26,8 @@ BINS = 60
 """Stretches of time in a chart: as many as are seen, and a browser draws in a moment also for 20 tenants."""
 LONGEST = 40
 """Characters of a name in a chart."""
+KEPT: Any = {"bind": "query-params", "persist_state": "session"}
+"""How a choice is kept: in the address of the view, and from page to page."""
 CONFIG = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 3}}
 
 
@@ -217,10 +219,15 @@ def choose_tenants(key: str = "tenants") -> list[str]:
     known = sources.tenants()
     if len(known) < 2:
         return known
-    chosen: list[str] = st.multiselect(
-        "Tenants", known, key=key, placeholder="All tenants", bind="query-params", persist_state="session"
-    )
+    chosen: list[str] = st.multiselect("Tenants", known, key=key, placeholder="All tenants", **KEPT)
     return chosen or known
+
+
+def choose(label: str, options: Iterable[str], *, key: str, **more: Any) -> str:
+    """One of some, all of which are seen; the first, if nothing was chosen."""
+    every = [*options]
+    chosen = st.segmented_control(label, every, default=every[0], required=True, key=key, **KEPT, **more)
+    return chosen or every[0]
 
 
 def scope(tenants: Sequence[str]) -> str | None:
@@ -231,7 +238,7 @@ def scope(tenants: Sequence[str]) -> str | None:
 def choose_tenant(key: str = "tenant") -> str | None:
     """The one tenant that a page is about; None if there is none yet."""
     known = sources.tenants()
-    return st.selectbox("Tenant", known, key=key, bind="query-params", persist_state="session") if known else None
+    return st.selectbox("Tenant", known, key=key, **KEPT) if known else None
 
 
 @st.fragment(run_every=sources.REFRESH)

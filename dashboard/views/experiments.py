@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fedlab.lab import Results
 
 METRICS = {"true_reward": "what an answer was worth", "reward": "what its agent saw"}
-USUAL: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 REFRESH = 5.0  # seconds between two looks at a run that is under way
 SECTIONS = ["Arms", "Memory and cost", "Where memory fails", "Theory", "Provenance", "Download"]
 CAPTIONS = {
@@ -40,7 +39,7 @@ def page() -> None:
             " it; or type its directory into the side bar under 'Open another'."
         )
         return
-    source = runs[st.selectbox("Run", [*runs], key="run", **USUAL)]
+    source = runs[st.selectbox("Run", [*runs], key="run", **look.KEPT)]
     results = sources.results(source)
     cells = results.cells()
     if (cells["state"] == "finished").all():
@@ -71,9 +70,9 @@ def _run(results: Results, cells: pl.DataFrame) -> None:
         _provenance(results, cells)
         return
     left, right = st.columns(2)
-    metric = left.selectbox("Reward", [*METRICS], format_func=METRICS.__getitem__, key="metric", **USUAL)
-    baseline = right.selectbox("Baseline", results.arms, key="baseline", **USUAL)
-    chosen = st.segmented_control("Show", SECTIONS, default=SECTIONS[0], required=True, key="section", **USUAL)
+    metric = left.selectbox("Reward", [*METRICS], format_func=METRICS.__getitem__, key="metric", **look.KEPT)
+    baseline = right.selectbox("Baseline", results.arms, key="baseline", **look.KEPT)
+    chosen = look.choose("Show", SECTIONS, key="section")
     if chosen == "Provenance":
         _provenance(results, cells)
     elif chosen == "Download":
