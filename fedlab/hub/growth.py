@@ -34,16 +34,18 @@ class Part(NamedTuple):
         kind: As what: one of `KINDS`.
         group: Whose each is, or null.
         at: When each was, ms UTC.
-        weight: What each counts for; one if it is not said.
+        bytes: How many each has, if that is to be counted, too.
     """
 
     kind: str
     group: pl.Series
     at: pl.Series
-    weight: pl.Series | None = None
+    bytes: pl.Series | None = None
 
-    def counted(self, names: pl.Series, edges: Array) -> Array:
-        """How many there are by name (the last row: by none) and time (the first column: before the first edge)."""
+    def counted(self, names: pl.Series, edges: Array) -> dict[str, Array]:
+        """How many there are, and how many bytes, by kind: tables of names (the last row: none) and times (the first
+        column: before the first edge).
+        """
         group, known = (each.to_physical() if each.dtype == names.dtype else each for each in (self.group, names))
         order = known.arg_sort().to_numpy()
         place = np.full(len(group), len(names))
@@ -52,9 +54,12 @@ class Part(NamedTuple):
             place[told] = order[np.searchsorted(known.to_numpy()[order], group.drop_nulls().to_numpy())]
         width = len(edges) + 1
         cell = place * width + np.searchsorted(edges, self.at.to_numpy(), side="right")
-        weight = None if self.weight is None else self.weight.to_numpy()
+        weights = {self.kind: None} | ({} if self.bytes is None else {"bytes": self.bytes.to_numpy()})
         # Of bytes, doubles hold sums up to 9 PB exactly.
-        return np.bincount(cell, weight, (len(names) + 1) * width).reshape(-1, width).astype(np.int64)
+        return {
+            kind: np.bincount(cell, weight, (len(names) + 1) * width).reshape(-1, width).astype(np.int64)
+            for kind, weight in weights.items()
+        }
 
 
 class Stretch(NamedTuple):
@@ -96,13 +101,14 @@ def growth(
     held = [part for part in parts if len(part.at)]
     if not held:
         return _result({}, [], Stretch(0, 1, 1), by)
-    times = pl.concat([part.at for part in held if part.kind != "bytes"])
+    times = pl.concat([part.at for part in held])
     stretch, until = _stretch(times, since, until, bins)
     edges = np.append(stretch.since + stretch.width * np.arange(stretch.bins), until)
     named = pl.concat([part.group.drop_nulls().unique() for part in held]).unique()
     counts = {kind: np.zeros((len(named) + 1, len(edges) + 1), np.int64) for kind in KINDS}
     for part in held:
-        counts[part.kind] += part.counted(named, edges)
+        for kind, table in part.counted(named, edges).items():
+            counts[kind] += table
     names: list[Any] = named.cast(pl.String).to_list() if by != "generation" else named.to_list()
     sizes = counts["stored"].sum(axis=1)
     # The last column is what came later, the last row what has no name; those that are not told apart go with it.
@@ -160,12 +166,11 @@ def _parts(columns: Columns, tenant_id: str | None, by: By, tenants: Collection[
     forgotten = forgotten.select("number", "at").join(once.select("number", "group"), on="number", how="left")
     lost = (erased["tenant_id"] if by == "tenant" else pl.Series([None] * len(erased))).cast(live[name].dtype)
     return [
-        Part("stored", live[name], live["stored_at"]),
+        Part("stored", live[name], live["stored_at"], live["bytes"]),
         Part("stored", once["group"], once["at"]),
         Part("stored", lost, erased["stored_at"]),
         Part("forgotten", forgotten["group"], forgotten["at"]),
         Part("erased", lost, erased["at"]),
-        Part("bytes", live[name], live["stored_at"], live["bytes"]),
     ]
 
 
