@@ -6,7 +6,7 @@ import io
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -14,26 +14,90 @@ from dashboard.look import tamed
 from fedlab.plots import write_page
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import plotly.graph_objects as go
 
     from fedlab.lab import Results
     from fedlab.lab.results import Metric
 
 
+class Drawn(NamedTuple):
+    """A figure of a run.
+
+    Args:
+        section: Where it is shown.
+        about: What it shows, in a sentence.
+        figure: Draws it, of a run, a metric and a baseline.
+        data: What is drawn.
+    """
+
+    section: str
+    about: str
+    figure: Callable[[Results, Metric, str], go.Figure]
+    data: Callable[[Results, Metric, str], pl.DataFrame]
+
+
+FIGURES = {
+    "learning-curves": Drawn(
+        "Arms",
+        "Mean reward by generation, a line for each arm, with shaded 95 % intervals over seeds.",
+        lambda run, metric, _: run.plot.learning_curves(metric=metric),
+        lambda run, metric, _: run.curves(metric=metric),
+    ),
+    "paired-differences": Drawn(
+        "Arms",
+        "The difference of each arm to the baseline, seed by seed, with mean, interval and p.",
+        lambda run, metric, baseline: run.plot.paired_differences(baseline, metric=metric),
+        lambda run, metric, baseline: run.summary(baseline, metric=metric),
+    ),
+    "rewards": Drawn(
+        "Arms",
+        "How the rewards of single tasks are distributed in each arm.",
+        lambda run, metric, _: run.plot.reward_distribution(metric=metric),
+        lambda run, metric, _: run.scan("episodes").group_by("arm", metric).len("tasks").sort("arm", metric).collect(),
+    ),
+    "memory": Drawn(
+        "Memory and cost",
+        "Live episodes after each generation, a line for each arm.",
+        lambda run, *_: run.plot.memory_growth(),
+        lambda run, *_: run.generations,
+    ),
+    "cost": Drawn(
+        "Memory and cost",
+        "Milliseconds for a task and bytes of memory, by generation.",
+        lambda run, *_: run.plot.cost(),
+        lambda run, *_: run.cost(),
+    ),
+    "stages": Drawn(
+        "Where memory fails",
+        "Of the failed tasks of each arm and generation, the share at each stage: never stored, forgotten, not"
+        " recalled, not used.",
+        lambda run, *_: run.plot.stages(),
+        lambda run, *_: run.stages(),
+    ),
+    "theory": Drawn(
+        "Theory",
+        "What theory expects of each generation as lines, what was simulated as points with 95 % intervals.",
+        lambda run, metric, _: run.plot.against_theory(metric=metric),
+        lambda run, metric, _: run.curves(metric=metric),
+    ),
+}
+
+
+def names(results: Results) -> list[str]:
+    """The figures that say something of a run."""
+    silent = {
+        "paired-differences": len(results.arms) < 2,
+        "stages": results.stages().is_empty(),
+        "theory": not results.theory,
+    }
+    return [name for name in FIGURES if not silent.get(name)]
+
+
 def figures(results: Results, metric: Metric, baseline: str) -> dict[str, go.Figure]:
     """All figures of a run that say something, by name."""
-    plot = results.plot
-    found = {"learning-curves": plot.learning_curves(metric=metric)}
-    if len(results.arms) > 1:
-        found["paired-differences"] = plot.paired_differences(baseline, metric=metric)
-    found["rewards"] = plot.reward_distribution(metric=metric)
-    found["memory"] = plot.memory_growth()
-    found["cost"] = plot.cost()
-    if len(results.stages()):
-        found["stages"] = plot.stages()
-    if results.theory:
-        found["theory"] = plot.against_theory(metric=metric)
-    return {name: tamed(figure) for name, figure in found.items()}
+    return {name: tamed(FIGURES[name].figure(results, metric, baseline)) for name in names(results)}
 
 
 def parquet(results: Results, frame: str) -> bytes:

@@ -1,8 +1,13 @@
-"""Plotly figures of what a hub counts: functions of a frame, and of the colours that its groups have everywhere."""
+"""Plotly figures of what a hub counts: functions of a frame, and of the colours that its groups have everywhere.
+
+Here and in the modules beside it, `frame` is what the hub's method of that name gives, `group` the column that tells
+groups apart, `colours` those of the groups by name, and `zone` the reader's time zone.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -11,7 +16,7 @@ from fedlab.hub.preview import AGE_NAMES, REWARD_NAMES
 from fedlab.plots import OKABE_ITO, blank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
 
@@ -20,37 +25,53 @@ if TYPE_CHECKING:
 REST = "#B0B0B0"
 """Of the groups that are not told apart."""
 NOW = "as it is now"
+SHORTER = {" to ": "-", "under ": "&lt; ", "below ": "&lt; ", "over ": "&gt; ", " and above": "+", "minutes": "min"}
+SHORTER |= {"minute": "min", " days": " d", " hours": " h"}
+SHORT = re.compile("|".join(SHORTER))
+"""The names of bins, for an axis on a narrow screen."""
 
 
-def growth(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone: str = "UTC") -> go.Figure:
-    """Live episodes over time, a line for each group, and dotted what had been forgotten or erased by then.
+def growth(frame: pl.DataFrame, colours: Mapping[str, str], *, zone: str) -> go.Figure:
+    """Live episodes over time, a line for each tenant, and dotted what had been forgotten or erased by then."""
+    figure = blank("Memory growth", f"time ({zone})", "episodes", "tenant")
+    for name, colour, rows in groups(frame, "tenant_id", colours):
+        x, gone = stretches(rows["time"], zone), (rows["forgotten"] + rows["erased"]).cum_sum()
+        line(figure, x, rows["live"], name, colour, shape="hv")
+        if gone[-1]:
+            line(figure, x, gone, f"{name}, gone", colour, legendgroup=name, shape="hv", dash="dot", width=1.5)
+    return figure.update_yaxes(rangemode="tozero", tickformat=",")
+
+
+def line(
+    figure: go.Figure,
+    x: Iterable[Any],
+    y: Iterable[Any],
+    name: str,
+    colour: str,
+    *,
+    shape: str = "linear",
+    dash: str = "solid",
+    width: float = 2,
+    **more: Any,
+) -> None:
+    """Add a line; what has the same name is shown and hidden together.
 
     Args:
-        frame: As `growth` gives it.
-        group: The column that tells the groups apart.
-        colours: By group.
-        zone: The reader's time zone.
+        figure: To which it is added.
+        x: Where.
+        y: How much; what was last goes on to the end, if that is named.
+        name: In the legend.
+        colour: Of the line.
+        shape: "hv" for steps.
+        dash: "dot" or "dash" for a broken one.
+        width: In pixels.
+        more: Of a scatter.
     """
-    figure = blank("Memory growth", f"time ({zone})", "episodes", group.removesuffix("_id"))
-    for name, colour, rows in groups(frame, group, colours):
-        x = times(rows["time"], zone)
-        gone = (rows["forgotten"] + rows["erased"]).cum_sum()
-        line = {"color": colour, "shape": "hv"}
-        figure.add_scatter(
-            x=x, y=rows["live"].to_list(), name=name, legendgroup=name, line=line, mode="lines", hovertemplate="%{y:,}"
-        )
-        if gone[-1]:
-            figure.add_scatter(
-                x=x,
-                y=gone.to_list(),
-                name=f"{name}, gone",
-                legendgroup=name,
-                line={**line, "dash": "dot", "width": 1.5},
-                mode="lines",
-                hovertemplate="%{y:,}",
-            )
-    figure.update_yaxes(rangemode="tozero", tickformat=",")
-    return figure
+    style = {"color": colour, "shape": shape, "dash": dash, "width": width}
+    usual = {"mode": "lines", "legendgroup": name, "hovertemplate": "%{y:,}"}
+    at, values = list(x), list(y)
+    values += values[-1:] * (len(at) - len(values))
+    figure.add_scatter(x=at, y=values, name=name, line=style, **(usual | more))
 
 
 def groups(
@@ -69,16 +90,16 @@ def times(column: pl.Series, zone: str) -> list[str]:
     return column.dt.convert_time_zone(zone).dt.to_string("%Y-%m-%d %H:%M:%S%.3f").to_list()
 
 
+def stretches(column: pl.Series, zone: str) -> list[str]:
+    """Where stretches of time of one length begin, and where the last one ends; see `times`."""
+    ends = column[-1:] + (column[1] - column[0]) if len(column) > 1 else column.clear()
+    return times(pl.concat([column, ends]), zone)
+
+
 def before_and_after(
     previews: Mapping[tuple[str, str], RetentionPreview], names: Mapping[str, str], what: str
 ) -> pl.DataFrame:
-    """What previews say of the live episodes, now and after: a row for each tenant, policy and bin.
-
-    Args:
-        previews: By label of the policy, and tenant.
-        names: Of the policies, by label.
-        what: "reward" or "age".
-    """
+    """What previews (by label and tenant) say of live episodes, now and after: a row a tenant, policy and bin."""
     bins = REWARD_NAMES if what == "reward" else AGE_NAMES
     rows = []
     for (label, tenant), preview in previews.items():
@@ -93,13 +114,7 @@ def before_and_after(
 
 
 def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
-    """Bars of what is there now and would be after, side by side; a row for each tenant.
-
-    Args:
-        frame: As `before_and_after` gives it.
-        title: Stands above it.
-        x: Name of the horizontal axis, and of the column with the bins.
-    """
+    """Bars of what is there now and would be after, side by side; a row for each tenant."""
     tenants = frame["tenant_id"].unique(maintain_order=True).to_list()
     policies = frame["policy"].unique(maintain_order=True).to_list()
     colours = dict(zip(policies, (REST, *OKABE_ITO), strict=False))
@@ -113,7 +128,7 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     )
     for (tenant, policy), rows in frame.partition_by("tenant_id", "policy", as_dict=True, maintain_order=True).items():
         figure.add_bar(
-            x=[_short(name) for name in rows[x]],
+            x=[SHORT.sub(lambda found: SHORTER[found[0]], name) for name in rows[x]],
             y=rows["episodes"].to_list(),
             name=plain(policy),
             legendgroup=policy,
@@ -130,45 +145,16 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     return figure
 
 
-def _short(name: str) -> str:
-    """The name of a bin, for an axis on a narrow screen."""
-    for long, short in {
-        " to ": "-",
-        "under ": "&lt; ",
-        "below ": "&lt; ",
-        "over ": "&gt; ",
-        " and above": "+",
-        "minute": "min",
-    }.items():
-        name = name.replace(long, short)
-    return name.replace("mins", "min").replace(" days", " d").replace(" hours", " h")
-
-
-def requests(frame: pl.DataFrame, *, zone: str = "UTC") -> go.Figure:
-    """Requests a second, and below them the latency that 95 % of them stayed under; a line for each method.
-
-    Args:
-        frame: As `over_time` gives it, with datetimes.
-        zone: The reader's time zone.
-    """
+def requests(frame: pl.DataFrame, *, zone: str) -> go.Figure:
+    """Requests a second, and below them the latency that 95 % of them stayed under; a line for each method."""
     figure = blank("Requests and their latency", f"time ({zone})", "requests a second", "method")
     figure.set_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     methods = sorted(frame["method"].unique())
     for method, colour in zip(methods, OKABE_ITO, strict=False):
         rows = frame.filter(pl.col("method") == method)
         for row, column in enumerate(("per_second", "p95_ms"), 1):
-            figure.add_scatter(
-                x=times(rows["at"], zone),
-                y=rows[column].to_list(),
-                name=plain(method),
-                legendgroup=method,
-                showlegend=row == 1,
-                line={"color": colour},
-                mode="lines",
-                hovertemplate="%{y:,.2f}",
-                row=row,
-                col=1,
-            )
+            place: dict[str, Any] = {"row": row, "col": 1, "showlegend": row == 1, "hovertemplate": "%{y:,.2f}"}
+            line(figure, times(rows["at"], zone), rows[column], plain(method), colour, **place)
     figure.update_yaxes(title="requests a second", rangemode="tozero", row=1)
     figure.update_yaxes(title="p95, ms", rangemode="tozero", row=2)
     figure.update_xaxes(title=None, row=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from dashboard.figures import groups, times
+from dashboard.figures import groups, line, stretches, times
 from dashboard.look import plain
 from fedlab.plots import blank
 
@@ -25,29 +25,12 @@ REASONS = 6
 def stacked(
     frame: pl.DataFrame, value: pl.Expr, group: str, colours: Mapping[str, str], *, title: str, unit: str, zone: str
 ) -> go.Figure:
-    """An area for each group, one on the other.
-
-    Args:
-        frame: As `growth` gives it.
-        value: What is drawn, of the rows of one group.
-        group: The column that tells the groups apart.
-        colours: By group.
-        title: Stands above it.
-        unit: Of the value.
-        zone: The reader's time zone.
-    """
+    """An area for each group, one on the other."""
     figure = blank(title, f"time ({zone})", unit, group.removesuffix("_id"))
     number = "%{y:.3s}B" if unit == "bytes" else "%{y:,}"
+    style: dict[str, Any] = {"shape": "hv", "width": 1.5, "stackgroup": "all", "hovertemplate": number}
     for name, colour, rows in groups(frame, group, colours):
-        figure.add_scatter(
-            x=times(rows["time"], zone),
-            y=rows.select(value).to_series().to_list(),
-            name=name,
-            mode="lines",
-            line={"color": colour, "shape": "hv", "width": 1.5},
-            stackgroup="all",
-            hovertemplate=number,
-        )
+        line(figure, stretches(rows["time"], zone), rows.select(value).to_series(), name, colour, **style)
     return figure.update_yaxes(
         rangemode="tozero", tickformat="~s" if unit == "bytes" else ",", ticksuffix="B" if unit == "bytes" else ""
     )
@@ -73,23 +56,13 @@ def panels(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
     for number, (_, colour, own) in enumerate(parts):
         place = {"row": number // ACROSS + 1, "col": number % ACROSS + 1}
         lines: list[tuple[str, pl.Series, dict[str, Any]]] = [
-            ("live", own["live"], {"width": 2}),
+            ("live", own["live"], {"fill": "tozeroy"}),
             ("stored so far", own["stored"].cum_sum(), {"width": 1.5, "dash": "dash"}),
             ("forgotten or erased so far", (own["forgotten"] + own["erased"]).cum_sum(), {"width": 1.5, "dash": "dot"}),
         ]
-        for name, values, line in lines:
-            figure.add_scatter(
-                x=times(own["time"], zone),
-                y=values.to_list(),
-                name=name,
-                legendgroup=name,
-                showlegend=number == 0,
-                mode="lines",
-                fill="tozeroy" if name == "live" else None,
-                line={"color": colour, "shape": "hv", **line},
-                hovertemplate="%{y:,}",
-                **place,
-            )
+        for name, values, style in lines:
+            style |= {"shape": "hv", "showlegend": number == 0, **place}
+            line(figure, stretches(own["time"], zone), values, name, colour, **style)
     figure.update_xaxes(title={"text": f"time ({zone})"}, row=rows)
     figure.update_yaxes(title={"text": "episodes"}, col=1)
     figure.update_yaxes(rangemode="tozero", tickformat=",")
@@ -120,13 +93,7 @@ def turnover(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zon
 
 
 def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure:
-    """Add a vertical mark where episodes were forgotten; it says how many, of whom and why.
-
-    Args:
-        figure: Over time.
-        forgetting: As `forgetting` of a hub gives it.
-        zone: The reader's time zone.
-    """
+    """Add a vertical mark where episodes were forgotten; it says how many, of whom and why."""
     told = (
         forgetting.sort("forgotten", descending=True)
         .with_columns(text=pl.struct("tenant_id", "reason", "forgotten").map_elements(_told, return_dtype=pl.String))
@@ -155,12 +122,7 @@ def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure
 
 
 def by_generation(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
-    """How many episodes of each generation are live, by tenant.
-
-    Args:
-        frame: As `reward_summary` by tenant and generation gives it.
-        colours: By tenant.
-    """
+    """How many episodes of each generation are live, by tenant; of a `reward_summary`."""
     figure = blank("What is remembered of each generation", "generation", "live episodes", "tenant")
     for name, colour, rows in groups(frame.drop_nulls("generation"), "tenant_id", colours):
         figure.add_bar(

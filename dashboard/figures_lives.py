@@ -18,12 +18,7 @@ ENDS = {"alive": "#009E73", "destroyed": "#0072B2", "expired": "#E69F00", "crash
 
 
 def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
-    """A line for each life, from its spawn to its end.
-
-    Args:
-        lives: As `lives` gives it.
-        zone: The reader's time zone.
-    """
+    """A line for each life, from its spawn to its end."""
     figure = blank("Lives, from spawn to death", f"time ({zone})", "agents, the first at the bottom", "end")
     rows = lives.sort("spawned_at").with_row_index("place")
     now = max(each for name in ("spawned_at", "ended_at") for each in rows[name].drop_nulls().to_list())
@@ -54,12 +49,7 @@ def timeline(lives: pl.DataFrame, zone: str) -> go.Figure:
 
 
 def exchange(lives: pl.DataFrame, zone: str) -> go.Figure:
-    """What each life pulled (down) and pushed (up), at its beginning.
-
-    Args:
-        lives: As `lives` gives it.
-        zone: The reader's time zone.
-    """
+    """What each life pulled (down) and pushed (up), at its beginning."""
     figure = blank("Pulled and pushed by each life", f"spawned, time ({zone})", "episodes", "direction")
     rows = lives.sort("spawned_at")
     names = [plain(each) for each in rows["agent_id"]]
@@ -79,18 +69,13 @@ def exchange(lives: pl.DataFrame, zone: str) -> go.Figure:
 
 
 def credit(frame: pl.DataFrame, by: str) -> go.Figure:
-    """Whose episodes others were made from, as flows.
-
-    Args:
-        frame: As `credit` gives it.
-        by: "generation" or "agent".
-    """
+    """Whose episodes others were made from, as flows; `by` is "generation" or "agent"."""
     import plotly.graph_objects as go
 
     unknown = "not known"
     names = sorted({*frame["source"].to_list(), *frame["target"].to_list()} - {None})
     order = {name: place for place, name in enumerate([*names, None])}
-    label = [f"generation {name}" if by == "generation" else plain(name) for name in names] + [unknown]
+    label = [plain(name) for name in names] + [unknown]
     rewards = frame["mean_reward"].fill_null(0.0)
     low, high = min(rewards.to_list()), max(rewards.to_list())
     shade = [0.15 + 0.6 * ((value - low) / (high - low) if high > low else 0.5) for value in rewards]
@@ -102,14 +87,13 @@ def credit(frame: pl.DataFrame, by: str) -> go.Figure:
             "value": frame["count"].to_list(),
             "color": [f"rgba(0,114,178,{alpha:.2f})" for alpha in shade],
             "customdata": [[value, count] for value, count in zip(rewards, frame["episodes"], strict=True)],
-            "hovertemplate": "%{source.label} → %{target.label}: %{value:,} sources of %{customdata[1]:,} episodes,"
+            "hovertemplate": f"{by} %{{source.label}} → %{{target.label}}: "
+            "%{value:,} sources of %{customdata[1]:,} episodes,"
             " mean reward %{customdata[0]:.3f}<extra></extra>",
         },
     )
     figure = go.Figure(sankey)
     figure.update_layout(
-        title={"text": f"Credit between {by}s: whose memories were used (the darker, the more reward)"},
-        font={"size": 13},
-        height=max(360, 60 + 22 * len(label)),
+        title={"text": f"Credit between {by}s"}, font={"size": 13}, height=max(360, 60 + 22 * len(label))
     )
     return figure

@@ -20,12 +20,7 @@ STATES: Mapping[str, str] = {"live": "circle", "forgotten": "x", "unknown": "cir
 
 
 def ranking(frame: pl.DataFrame, parts: Sequence[str]) -> go.Figure:
-    """What made each score: a bar for each memory, stacked of the parts of the policy.
-
-    Args:
-        frame: One row a memory: `rank`, `output`, and the `parts`.
-        parts: Columns that add up to the score.
-    """
+    """What made each score: a bar for each memory, stacked of the parts of the policy."""
     figure = blank("Why they rank so", "score", "rank", "part")
     for part, colour in zip(parts, OKABE_ITO, strict=False):
         figure.add_bar(
@@ -43,11 +38,7 @@ def ranking(frame: pl.DataFrame, parts: Sequence[str]) -> go.Figure:
 
 
 def lineage(frame: pl.DataFrame) -> go.Figure:
-    """An episode between what it was made from (left) and what was made from it (right); the higher, the more reward.
-
-    Args:
-        frame: As `lineage` gives it.
-    """
+    """An episode between what it was made from (left) and what was made from it (right); high if it was rewarded."""
     sign = pl.col("direction").replace_strict({"self": 0, "source": -1, "use": 1}, return_dtype=pl.Int64)
     # An episode may be reached on several ways: it is drawn once, where it is nearest.
     points = frame.with_columns(x=sign * pl.col("depth")).unique("id", keep="first", maintain_order=True)
@@ -81,13 +72,7 @@ def lineage(frame: pl.DataFrame) -> go.Figure:
 
 
 def memory_map(frame: pl.DataFrame, colour: str, way: str) -> go.Figure:
-    """Episodes as points in two dimensions.
-
-    Args:
-        frame: `x`, `y`, `id`, `agent_id`, `output`, `reward`, `generation`.
-        colour: The column that gives the colour.
-        way: How the dimensions were made.
-    """
+    """Episodes as points in two dimensions, made in some `way`, with the colour of a column."""
     name = colour.removesuffix("_id")
     figure = blank(f"Memory map, coloured by {name}", f"{way} 1 (no unit)", f"{way} 2 (no unit)", name)
     common = {"mode": "markers", "hovertemplate": "%{customdata[1]}: %{customdata[2]}<br>reward %{customdata[3]:.3f}"}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dashboard.figures import groups, times
+import polars as pl
+
+from dashboard.figures import groups, line, times
 from fedlab.plots import add_band, blank
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import plotly.graph_objects as go
-    import polars as pl
 
 REST = {"generation": "no generation said"}
 """What those are called that have no group."""
@@ -21,22 +22,14 @@ PEAK = 0.9
 
 
 def ridges(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go.Figure:
-    """A histogram of each group above the other, all of the same area.
-
-    Args:
-        frame: As `rewards` gives it, by one group.
-        group: Its column.
-        colours: By group.
-    """
+    """A histogram of each group above the other, all of the same area."""
     figure = blank(TITLE, "reward", group.removesuffix("_id"))
     parts = list(_shares(frame, group, colours))
     highest = max(max(shares) for _, _, _, shares in parts)
     for place, (name, colour, rows, shares) in enumerate(parts):
         x, y = _steps(rows, [place + PEAK * share / highest for share in shares], floor=place)
-        figure.add_scatter(
-            x=x, y=y, mode="lines", name=name, fill="toself", opacity=0.8, line={"color": colour, "width": 1.5}
-        )
-    _name(figure, [name for name, *_ in parts], "y")
+        line(figure, x, y, name, colour, width=1.5, fill="toself", opacity=0.8, hovertemplate=None)
+    _name(figure, parts)
     figure.update_traces(hoverinfo="name")
     return figure.update_layout(hovermode="closest", showlegend=False, height=200 + 45 * len(parts))
 
@@ -56,7 +49,7 @@ def heat_map(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go.
         colorbar={"title": {"text": "share of the group"}, "tickformat": ".0%"},
         hovertemplate="%{text}, reward from %{x:.4g}: %{z:.1%} (%{customdata:,})<extra></extra>",
     )
-    _name(figure, [name for name, *_ in parts], "y")
+    _name(figure, parts)
     return figure.update_layout(hovermode="closest", height=220 + 22 * len(parts))
 
 
@@ -64,15 +57,12 @@ def histogram(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go
     """The share of each group's episodes in each bin as an outline."""
     figure = blank(TITLE, "reward", "share of the group's episodes", group.removesuffix("_id"))
     for name, colour, rows, shares in _shares(frame, group, colours):
-        figure.add_scatter(
-            x=[*rows["bin_low"], rows["bin_high"][-1]],
-            y=[*shares, shares[-1]],
-            name=name,
-            mode="lines",
-            line={"color": colour, "shape": "hv", "width": 2},
-            customdata=[*rows["count"], rows["count"][-1]],
-            hovertemplate="%{y:.1%} (%{customdata:,})",
-        )
+        told: dict[str, Any] = {
+            "customdata": [*rows["count"], rows["count"][-1]],
+            "hovertemplate": "%{y:.1%} (%{customdata:,})",
+        }
+        x = [*rows["bin_low"], rows["bin_high"][-1]]
+        line(figure, x, [*shares, shares[-1]], name, colour, shape="hv", **told)
     return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
 
 
@@ -80,54 +70,34 @@ def ecdf(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go.Figu
     """The share of each group's episodes with at most a reward; it is exact where a bin ends."""
     figure = blank(TITLE, "reward", "share of episodes with at most this reward", group.removesuffix("_id"))
     for name, colour, rows, _ in _shares(frame, group, colours):
-        figure.add_scatter(
-            x=[rows["bin_low"][0], *rows["bin_high"]],
-            y=[0, *(rows["count"].cum_sum() / rows["count"].sum())],
-            name=name,
-            mode="lines",
-            line={"color": colour, "width": 2},
-            hovertemplate="%{y:.1%}",
-        )
+        shares = rows["count"].cum_sum() / rows["count"].sum()
+        x = [rows["bin_low"][0], *rows["bin_high"]]
+        line(figure, x, [0, *shares], name, colour, hovertemplate="%{y:.1%}")
     return figure.update_yaxes(tickformat=".0%", range=[-0.02, 1.02])
 
 
 def learning(frame: pl.DataFrame, x: str, colours: Mapping[str, str], *, zone: str) -> go.Figure:
-    """Mean reward of each tenant by generation or over time, with a shaded interval.
-
-    Args:
-        frame: As `reward_summary` gives it by tenant and generation or time, with `ci_low` and `ci_high`.
-        x: `generation` or `time`.
-        colours: By tenant.
-        zone: The reader's time zone.
-    """
+    """Mean reward of each tenant by `x`, generation or time, with its interval: of a `reward_summary` with `ci_…`."""
     name_of_x = "generation" if x == "generation" else f"time ({zone})"
     figure = blank("Learning curve", name_of_x, "mean reward (95 % interval)", "tenant")
     for name, colour, rows in groups(frame.drop_nulls(x), "tenant_id", colours):
         own = rows.sort(x)
         at: Any = own[x].to_list() if x == "generation" else times(own[x], zone)
         add_band(figure, at, own["ci_low"].to_list(), own["ci_high"].to_list(), colour, name)
-        figure.add_scatter(
-            x=at,
-            y=own["mean"].to_list(),
-            name=name,
-            legendgroup=name,
-            mode="lines+markers",
-            line={"color": colour},
-            customdata=own["n"].to_list(),
-            hovertemplate="%{y:.4g} over %{customdata:,}",
-        )
+        told: dict[str, Any] = {"customdata": own["n"].to_list(), "hovertemplate": "%{y:.4g} over %{customdata:,}"}
+        line(figure, at, own["mean"], name, colour, mode="lines+markers", **told)
     if x == "generation" and frame["generation"].n_unique() <= 20:
         figure.update_xaxes(dtick=1)
+    low, high = frame.select(pl.col("min").min(), pl.col("max").max()).row(0)
+    if frame.select(((pl.col("ci_low") < low) | (pl.col("ci_high") > high)).any()).item():
+        # The interval of two episodes may be wider than all rewards there are, and leave nothing else to see.
+        pad = high / 20 - low / 20
+        figure.update_yaxes(range=[low - pad, high + pad])
     return figure
 
 
 def comparison(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
-    """Each tenant: quartiles as a box, from the smallest reward to the largest, and the mean with its interval.
-
-    Args:
-        frame: As `reward_summary` gives it by tenant, with `ci_low` and `ci_high`.
-        colours: By tenant.
-    """
+    """Each tenant: quartiles as a box, from the smallest reward to the largest, and the mean with its interval."""
     figure = blank("Tenants compared", "reward", "tenant")
     parts = list(groups(frame, "tenant_id", colours))
     for place, (name, colour, rows) in enumerate(parts):
@@ -154,7 +124,7 @@ def comparison(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
             error_x={"array": [row["ci_high"] - row["mean"]], "color": colour, "thickness": 3} if known else None,
             hovertemplate=f"mean %{{x:.4g}} of {row['n']:,}",
         )
-    _name(figure, [name for name, *_ in parts], "y")
+    _name(figure, parts)
     return figure.update_layout(hovermode="closest", showlegend=False, height=200 + 60 * len(parts))
 
 
@@ -175,7 +145,7 @@ def _steps(rows: pl.DataFrame, heights: Sequence[float], *, floor: float) -> tup
     return [*x, x[-1], x[0]], [*y, floor, floor]
 
 
-def _name(figure: go.Figure, names: Sequence[str], axis: str) -> None:
+def _name(figure: go.Figure, parts: Sequence[tuple[str, Any, Any] | tuple[str, Any, Any, Any]]) -> None:
     """Names at whole numbers: two groups stay two, if their names look the same once they are cut."""
-    ticks: dict[str, Any] = {"tickvals": list(range(len(names))), "ticktext": list(names)}
-    figure.update_layout({f"{axis}axis": {**ticks, "automargin": True}})
+    names = [name for name, *_ in parts]
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, automargin=True)

@@ -17,7 +17,7 @@ from fedlab.errors import AuthenticationError, FedlabError, HubUnavailable, Perm
 from fedlab.plots import tenant_colours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import plotly.graph_objects as go
 
@@ -26,6 +26,8 @@ BINS = 60
 """Stretches of time in a chart: as many as are seen, and a browser draws in a moment also for 20 tenants."""
 LONGEST = 40
 """Characters of a name in a chart."""
+KEPT: Any = {"bind": "query-params", "persist_state": "session"}
+"""How a choice is kept: in the address of the view, and from page to page."""
 CONFIG = {"displaylogo": False, "toImageButtonOptions": {"format": "png", "scale": 3}}
 
 
@@ -44,16 +46,16 @@ def when(ms: int | None) -> str:
 
 def local(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame with its times in the reader's zone; whole numbers called `at` or `…_at` are times, in ms UTC."""
-    zoned = []
-    for name, kind in frame.schema.items():
-        if kind == pl.Int64 and (name == "at" or name.endswith("_at")):
-            zoned.append(
-                pl.from_epoch(name, time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone().key)
-            )
-        elif isinstance(kind, pl.Datetime):
-            time = pl.col(name) if kind.time_zone else pl.col(name).dt.replace_time_zone("UTC")
-            zoned.append(time.dt.convert_time_zone(zone().key))
-    return frame.with_columns(zoned)
+    utc = [
+        pl.from_epoch(name, time_unit="ms") if kind == pl.Int64 else pl.col(name).dt.replace_time_zone(None)
+        for name, kind in frame.schema.items()
+        if isinstance(kind, pl.Datetime) or (kind == pl.Int64 and (name == "at" or name.endswith("_at")))
+    ]
+    # Without its zone at last: it is the reader's own, and a table would repeat it in every row.
+    reader = zone().key
+    return frame.with_columns(
+        each.dt.replace_time_zone("UTC").dt.convert_time_zone(reader).dt.replace_time_zone(None) for each in utc
+    )
 
 
 def bytes_of(number: float) -> str:
@@ -119,16 +121,26 @@ def chart(
         on_select=select if callable(select) else "rerun" if select else "ignore",
         **options,
     )
-    with st.popover("Data", icon=":material/table:", type="tertiary", help="Of this chart, to read and download."):
-        st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
-        if len(data) > 5_000:
-            st.caption(f"The first 5,000 of {len(data):,} rows.")
+    # Sent only when it is looked at: a page that is drawn every two seconds would have it packed each time.
+    popover = st.popover(
+        "Data",
+        icon=":material/table:",
+        type="tertiary",
+        help="Of this chart, to read and download.",
+        key=f"{key}-open",
+        on_change="rerun",
+    )
+    if popover.open:
+        with popover:
+            st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
+            if len(data) > 5_000:
+                st.caption(f"The first 5,000 of {len(data):,} rows.")
     return chosen
 
 
 def metrics(values: Mapping[str, object], helps: Mapping[str, str] | None = None) -> None:
     """Numbers side by side, on a phone some in a row, each under its name, with what helps to understand it."""
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for name, value in values.items():
             st.metric(name, str(value), help=(helps or {}).get(name), width="content")
 
@@ -207,10 +219,15 @@ def choose_tenants(key: str = "tenants") -> list[str]:
     known = sources.tenants()
     if len(known) < 2:
         return known
-    chosen: list[str] = st.multiselect(
-        "Tenants", known, key=key, placeholder="All tenants", bind="query-params", persist_state="session"
-    )
+    chosen: list[str] = st.multiselect("Tenants", known, key=key, placeholder="All tenants", **KEPT)
     return chosen or known
+
+
+def choose(label: str, options: Iterable[str], *, key: str, **more: Any) -> str:
+    """One of some, all of which are seen; the first, if nothing was chosen."""
+    every = [*options]
+    chosen = st.segmented_control(label, every, default=every[0], required=True, key=key, **KEPT, **more)
+    return chosen or every[0]
 
 
 def scope(tenants: Sequence[str]) -> str | None:
@@ -221,7 +238,7 @@ def scope(tenants: Sequence[str]) -> str | None:
 def choose_tenant(key: str = "tenant") -> str | None:
     """The one tenant that a page is about; None if there is none yet."""
     known = sources.tenants()
-    return st.selectbox("Tenant", known, key=key, bind="query-params", persist_state="session") if known else None
+    return st.selectbox("Tenant", known, key=key, **KEPT) if known else None
 
 
 @st.fragment(run_every=sources.REFRESH)

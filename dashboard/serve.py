@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +17,10 @@ from streamlit.web.cli import main
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
+NEEDED = ("dashboard.figures", "PIL.Image", "streamlit.material_icon_names")
+"""Modules that the first page would import; a picture and its formats for the icon in the tab of the browser."""
+
+
 def warm() -> None:
     """Import what all pages need, and have the hubs that were named count once."""
     from dashboard import sources
@@ -23,6 +28,8 @@ def warm() -> None:
     from fedlab.net import open_hub
     from fedlab.plots import blank
 
+    for module in NEEDED:
+        importlib.import_module(module)
     blank("", "", "")  # imports Plotly
     start = sources.start()
     for target in start.targets if start.own_rights else ():

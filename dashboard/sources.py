@@ -237,7 +237,7 @@ def metrics() -> list[tuple[str, Mapping[str, str], float]]:
     return [] if url is None else _metrics(url, int(time.time()))
 
 
-@st.cache_resource(max_entries=16, ttl="6h", show_spinner="Opening …", on_release=Opened.close)
+@st.cache_resource(max_entries=16, ttl=21_600, show_spinner="Opening …", on_release=Opened.close)
 def _open(source: Source, own: str | None) -> Opened:
     return Opened(source, own)
 
@@ -247,7 +247,7 @@ def _info(source: Source, own: str | None, moment: int) -> HubInfo:
     return _open(source, own).connection.info()
 
 
-@st.cache_data(max_entries=400, max_size="150MB", ttl="1m", show_spinner=False)  # time alone makes episodes older
+@st.cache_data(max_entries=400, max_size="150MB", ttl=60, show_spinner=False)  # time alone makes episodes older
 def _answer(source: Source, own: str | None, seq: int, asked: str, _call: tuple[str, Any, Any]) -> Any:
     # Policies have a repr that says everything, and Streamlit no way to hash them.
     method, args, keywords = _call

@@ -66,6 +66,7 @@ def _credit(tenant_id: str) -> None:
         key="credit",
         about=f"From which {by} the memories came that the episodes of another were made from.",
     )
+    st.caption(f"From which {by} the memories came that another was made of; the more reward, the stronger the colour.")
 
 
 page()

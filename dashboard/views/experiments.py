@@ -11,15 +11,23 @@ import streamlit as st
 from dashboard import downloads, look, sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import plotly.graph_objects as go
-
     from fedlab.lab import Results
 
 METRICS = {"true_reward": "what an answer was worth", "reward": "what its agent saw"}
-USUAL: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 REFRESH = 5.0  # seconds between two looks at a run that is under way
+SECTIONS = ["Arms", "Memory and cost", "Where memory fails", "Theory", "Provenance", "Download"]
+CAPTIONS = {
+    "Arms": "Means over seeds with 95 % intervals; differences are paired by seed, p is of a permutation test, and"
+    " p_holm is corrected for the number of arms that are compared. Where nothing can be said, the note says why.",
+    "Memory and cost": "Milliseconds are of the machine that ran it, and of what else it did: compare arms of one run"
+    " only.",
+}
+MISSING = {
+    "Where memory fails": "This world does not say which memories would have helped (its `helpful`), or no task failed:"
+    " so nothing can be said of where memory failed.",
+    "Theory": "No theory speaks of these arms. Two do of others: imitators in `CumulativeCulture` and Bayesian learners"
+    " in `IteratedLearning`, under a memory of one generation or of everything, with one task an agent.",
+}
 
 
 def page() -> None:
@@ -31,7 +39,7 @@ def page() -> None:
             " it; or type its directory into the side bar under 'Open another'."
         )
         return
-    source = runs[st.selectbox("Run", [*runs], key="run", **USUAL)]
+    source = runs[st.selectbox("Run", [*runs], key="run", **look.KEPT)]
     results = sources.results(source)
     cells = results.cells()
     if (cells["state"] == "finished").all():
@@ -62,91 +70,30 @@ def _run(results: Results, cells: pl.DataFrame) -> None:
         _provenance(results, cells)
         return
     left, right = st.columns(2)
-    metric = left.selectbox("Reward", [*METRICS], format_func=METRICS.__getitem__, key="metric", **USUAL)
-    baseline = right.selectbox("Baseline", results.arms, key="baseline", **USUAL)
-    sections: dict[str, Callable[[], None]] = {
-        "Arms": lambda: _arms(results, metric, baseline),
-        "Memory and cost": lambda: _costs(results),
-        "Where memory fails": lambda: _stages(results),
-        "Theory": lambda: _theory(results, metric),
-        "Provenance": lambda: _provenance(results, cells),
-        "Download": lambda: _download(results, metric, baseline),
-    }
-    sections[st.segmented_control("Show", [*sections], default="Arms", required=True, key="section", **USUAL)]()
+    metric = left.selectbox("Reward", [*METRICS], format_func=METRICS.__getitem__, key="metric", **look.KEPT)
+    baseline = right.selectbox("Baseline", results.arms, key="baseline", **look.KEPT)
+    chosen = look.choose("Show", SECTIONS, key="section")
+    if chosen == "Provenance":
+        _provenance(results, cells)
+    elif chosen == "Download":
+        _download(results, metric, baseline)
+    else:
+        _figures(results, metric, baseline, chosen)
 
 
-def _arms(results: Results, metric: Any, baseline: str) -> None:
-    summary = results.summary(baseline, metric=metric)
-    st.dataframe(summary, key="run-summary", hide_index=True)
-    st.caption(
-        "Means over seeds with 95 % intervals; differences are paired by seed, p is of a permutation test, and p_holm"
-        " is corrected for the number of arms that are compared. Where nothing can be said, the note says why."
-    )
-    _chart(
-        results.plot.learning_curves(metric=metric),
-        results.curves(metric=metric),
-        "run-curves",
-        "Mean reward by generation, a line for each arm, with shaded 95 % intervals over seeds.",
-    )
-    if len(results.arms) > 1:
-        _chart(
-            results.plot.paired_differences(baseline, metric=metric),
-            summary,
-            "run-differences",
-            "The difference of each arm to the baseline, seed by seed, with mean, interval and p.",
-        )
-    rewards = results.scan("episodes").group_by("arm", metric).agg(tasks=pl.len()).sort("arm", metric).collect()
-    _chart(
-        results.plot.reward_distribution(metric=metric),
-        rewards,
-        "run-rewards",
-        "How the rewards of single tasks are distributed in each arm.",
-    )
-
-
-def _costs(results: Results) -> None:
-    _chart(
-        results.plot.memory_growth(),
-        results.generations,
-        "run-memory",
-        "Live episodes after each generation, a line for each arm.",
-    )
-    _chart(
-        results.plot.cost(), results.cost(), "run-cost", "Milliseconds for a task and bytes of memory, by generation."
-    )
-    st.caption("Milliseconds are of the machine that ran it, and of what else it did: compare arms of one run only.")
-
-
-def _stages(results: Results) -> None:
-    stages = results.stages()
-    if stages.is_empty():
-        look.note(
-            "This world does not say which memories would have helped (its `helpful`), or no task failed:"
-            " so nothing can be said of where memory failed."
-        )
-        return
-    _chart(
-        results.plot.stages(),
-        stages,
-        "run-stages",
-        "Of the failed tasks of each arm and generation, the share at each stage: never stored, forgotten, not"
-        " recalled, not used.",
-    )
-
-
-def _theory(results: Results, metric: Any) -> None:
-    if not results.theory:
-        look.note(
-            "No theory speaks of these arms. Two do of others: imitators in `CumulativeCulture` and Bayesian learners"
-            " in `IteratedLearning`, under a memory of one generation or of everything, with one task an agent."
-        )
-        return
-    _chart(
-        results.plot.against_theory(metric=metric),
-        results.curves(metric=metric),
-        "run-theory",
-        "What theory expects of each generation as lines, what was simulated as points with 95 % intervals.",
-    )
+def _figures(results: Results, metric: Any, baseline: str, section: str) -> None:
+    """Those of one section; where there are none, why."""
+    if section == "Arms":
+        st.dataframe(results.summary(baseline, metric=metric), key="run-summary", hide_index=True)
+    shown = [name for name in downloads.names(results) if downloads.FIGURES[name].section == section]
+    for name in shown:
+        drawn = downloads.FIGURES[name]
+        figure, data = drawn.figure(results, metric, baseline), drawn.data(results, metric, baseline)
+        look.chart(look.tamed(figure), data, key=f"run-{name}", about=drawn.about)
+    if not shown:
+        look.note(MISSING[section])
+    elif section in CAPTIONS:
+        st.caption(CAPTIONS[section])
 
 
 def _provenance(results: Results, cells: pl.DataFrame) -> None:
@@ -201,10 +148,6 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
     drawn, pngs = st.session_state.get("pngs", (None, b""))
     if drawn == results.directory:
         st.download_button("PNG files as ZIP", pngs, f"{name}-figures.zip", "application/zip")
-
-
-def _chart(figure: go.Figure, data: pl.DataFrame, key: str, about: str) -> None:
-    look.chart(look.tamed(figure), data, key=key, about=about)
 
 
 page()

@@ -34,9 +34,7 @@ def page() -> None:
         return
     left, right = st.columns([1, 2])
     with left:
-        by = st.segmented_control(
-            "By", [*COLUMNS], default="tenant", required=True, key="by", bind="query-params", persist_state="session"
-        )
+        by = look.choose("By", COLUMNS, key="by")
     with right:
         tenants = [look.choose_tenant() or ""] if by == "agent" else look.choose_tenants()
     everything = sources.ask("growth", look.scope(tenants), by=by, bins=look.BINS)
@@ -60,13 +58,7 @@ def _range(whole: Range) -> Range:
     ends = []
     for place, (key, usual) in zip(places, {"from": whole.since, "to": whole.until}.items(), strict=False):
         shown = look.when(usual)
-        text = place.text_input(
-            f"{key.title()} ({look.zone().key})",
-            key=key,
-            placeholder=shown,
-            bind="query-params",
-            persist_state="session",
-        )
+        text = place.text_input(f"{key.title()} ({look.zone().key})", key=key, placeholder=shown, **look.KEPT)
         try:
             at = datetime.fromisoformat(text) if text else None
         except ValueError:
@@ -137,8 +129,7 @@ def _numbers(frame: pl.DataFrame) -> None:
 
 def _details(by: str, tenants: Sequence[str], chosen: Range, frame: pl.DataFrame, colours: dict[str, str]) -> None:
     """One chart at a time of the chosen time: a browser draws two large ones in the time in which one is looked at."""
-    usual: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
-    shown = st.segmented_control("Of this time", DETAILS, default=DETAILS[0], required=True, key="detail", **usual)
+    shown = look.choose("Of this time", DETAILS, key="detail")
     group, zone = COLUMNS[by], look.zone().key
     if shown == "each on its own":
         look.chart(

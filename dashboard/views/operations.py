@@ -48,17 +48,7 @@ def page() -> None:
         sections |= {"Backups": _backups, "Erasures": _erasures}
     if sources.connection().url is None:
         del sections["Requests"]  # nobody asks an embedded hub from elsewhere
-    chosen = st.segmented_control(
-        "Section",
-        list(sections),
-        default=next(iter(sections)),
-        required=True,
-        key="section",
-        label_visibility="collapsed",
-        bind="query-params",
-        persist_state="session",
-    )
-    sections[chosen or next(iter(sections))](info)
+    sections[look.choose("Section", sections, key="section", label_visibility="collapsed")](info)
 
 
 @look.live
@@ -110,12 +100,13 @@ def _requests(info: HubInfo) -> None:
 def _log(info: HubInfo) -> None:
     """The end of the log, live."""
     columns = st.columns(4)
-    keep: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
-    tenant = columns[0].selectbox("Tenant", sources.tenants(), index=None, placeholder="All", key="log-tenant", **keep)
-    kinds = columns[1].multiselect("Kind", KINDS, placeholder="All", key="log-kinds", **keep)
-    actor = columns[2].text_input("Actor", placeholder="Anyone", key="log-actor", help="The whole name.", **keep)
+    tenant = columns[0].selectbox(
+        "Tenant", sources.tenants(), index=None, placeholder="All", key="log-tenant", **look.KEPT
+    )
+    kinds = columns[1].multiselect("Kind", KINDS, placeholder="All", key="log-kinds", **look.KEPT)
+    actor = columns[2].text_input("Actor", placeholder="Anyone", key="log-actor", help="The whole name.", **look.KEPT)
     text = columns[3].text_input(
-        "Text", placeholder="Anything", key="log-text", help="In the id, the actor or the reason.", **keep
+        "Text", placeholder="Anything", key="log-text", help="In the id, the actor or the reason.", **look.KEPT
     )
     _tail(tenant or info.tenant_id, tuple(kinds) or None, actor or None, text)
 

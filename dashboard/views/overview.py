@@ -29,7 +29,7 @@ def page() -> None:
         return
     growth = sources.ask("growth", info.tenant_id, by="tenant", bins=look.BINS)
     look.chart(
-        figures.growth(growth, "tenant_id", look.colours(), zone=look.zone().key),
+        figures.growth(growth, look.colours(), zone=look.zone().key),
         growth,
         key="overview-growth",
         about="Episodes in the memory of each tenant over time, with those that were forgotten until then dotted.",
@@ -74,13 +74,14 @@ def _rate(info: HubInfo) -> str:
 
 def _tenants() -> None:
     tenants = sources.ask("tenants")
-    with st.expander("Tenants", expanded=len(tenants) <= 10, icon=":material/domain:"):
+    expander = st.expander(
+        "Tenants", expanded=len(tenants) <= 10, icon=":material/domain:", key="tenants-open", on_change="rerun"
+    )
+    if expander.open:
         policies = {tenant: str(policy) for tenant, policy in sources.policies().items()}
-        st.dataframe(
-            look.local(tenants.with_columns(retention=pl.col("tenant_id").replace_strict(policies))),
-            key="tenants-table",
-            hide_index=True,
-        )
+        retention = pl.col("tenant_id").replace_strict(policies)
+        frame = look.local(tenants.with_columns(retention=retention))
+        expander.dataframe(frame, key="tenants-table", hide_index=True)
 
 
 page()

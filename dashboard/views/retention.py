@@ -34,8 +34,7 @@ def page() -> None:
     text = st.text_input(
         "Policy",
         key="policy",
-        bind="query-params",
-        persist_state="session",
+        **look.KEPT,
         help="`&` lets go of what either part would, `|` only of what both would. The address of this page has it.",
     )
     try:
@@ -115,8 +114,7 @@ def _compared(policy: RetentionPolicy, tenants: list[str]) -> dict[str, Retentio
         placeholder="Nothing; choose a policy that is in use, or write one",
         accept_new_options=True,
         max_selections=5,
-        bind="query-params",
-        persist_state="session",
+        **look.KEPT,
     )
     compared = {"A": policy}
     for text in chosen:
@@ -144,7 +142,6 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
     rows = [
         {
             "": label,
-            "policy": repr(compared[label]),
             "tenant": tenant,
             "would go": each.removed,
             "would stay": each.kept,
@@ -156,6 +153,7 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
             "queries": each.recall.queries if each.recall else 0,
             "bytes": each.bytes,
             "expired": each.expired,
+            "policy": repr(compared[label]),
         }
         for (label, tenant), each in previews.items()
     ]

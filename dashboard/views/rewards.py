@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -63,11 +63,10 @@ def page() -> None:
 
 def _distribution(tenants: Sequence[str]) -> None:
     left, right = st.columns(2)
-    usual: dict[str, Any] = {"required": True, "bind": "query-params", "persist_state": "session"}
     with left:
-        across = st.segmented_control("Groups", [*COLUMNS], default="tenant", key="groups", **usual)
+        across = look.choose("Groups", COLUMNS, key="groups")
     with right:
-        form = st.segmented_control("Shown as", [*FORMS], default="ridgeline", key="form", **usual)
+        form = look.choose("Shown as", FORMS, key="form")
     group = COLUMNS[across]
     frame = _histograms(tenants, across)
     shown = _largest(frame, group, MOST_IN_HEAT_MAP if form == "heat map" else MOST_SHOWN)

@@ -1,7 +1,8 @@
 """The log and the live episodes as columns in RAM: what aggregates are counted from.
 
 A consumer of the log like any other: it is read when it is first asked for, follows the log whenever it is asked
-again, and can be thrown away. An erasure empties rows that were read long ago: then everything is read anew.
+again, and can be thrown away. An erasure empties rows that were read long ago: then everything is read anew. What took
+long to read is kept in a file (`columns_file.py`) for the next start.
 
 SQLite packs each column into one JSON array, some thousands of rows at a time. Row by row, the driver takes as long for
 one column, several times as long for many, and takes the interpreter from everyone else for each row.
@@ -10,6 +11,7 @@ one column, several times as long for many, and takes the interpreter from every
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
+from fedlab.hub import columns_file
 from fedlab.hub.ledger import FILES
 from fedlab.hub.log import name_hash
 from fedlab.hub.schema import changes, erasures
@@ -28,6 +31,7 @@ from fedlab.retention.rows import Rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     import polars as pl
 
@@ -42,8 +46,12 @@ TASK = 200
 """Characters of a task by which it is told from others."""
 WORKERS = min(4, os.cpu_count() or 1)
 """Threads that read at first: SQLite packs a column without the interpreter."""
+PATIENCE = 0.5
+"""Seconds that who could count in the database waits for columns: in that time they come from a file."""
 RESULTS = 64
 """Results that are kept until the hub changes."""
+
+logger = logging.getLogger("fedlab.hub")
 
 
 def generation_sql() -> str:
@@ -102,8 +110,9 @@ class Columns:
         log: `number` (of the episode), `tenant_id`, `forgotten` (or stored), `actor`, `at` (ms UTC), `reason` (of what
             was forgotten), as in the log.
         erased: `stored_at`, `at` (both ms UTC) and `tenant_hash` of what was erased.
-        episodes: The live ones: `number`, `tenant_id`, `agent_id`, `task` (its beginning), `created_at` (ms UTC),
-            `reward`, `generation` (from the metadata, if it is a whole number there), `bytes` (of texts and vector).
+        episodes: The live ones: `number`, `tenant_id`, `agent_id`, `task` (its beginning), `created_at` and `stored_at`
+            (ms UTC), `reward`, `generation` (from the metadata, if it is a whole number there), `bytes` (of texts and
+            vector).
         links: Which are whose sources, by tenant, up to a seq: `lineage.py` fills it.
     """
 
@@ -113,6 +122,14 @@ class Columns:
     episodes: pl.DataFrame
     links: dict[str, tuple[int, pl.DataFrame]] = field(default_factory=dict)
 
+    def live(self) -> dict[str, int]:
+        """How many episodes of each tenant are live."""
+        return _by_tenant(self.episodes)
+
+    def forgotten(self) -> dict[str, int]:
+        """How many episodes of each tenant were forgotten, and not erased since."""
+        return _by_tenant(self.log.filter("forgotten"))
+
 
 class ColumnCache:
     """The columns of a hub, and what was counted of them last; any thread may ask.
@@ -120,11 +137,14 @@ class ColumnCache:
     Args:
         reading: Gives a connection that sees one moment of the database.
         erased: Whose memory was erased.
+        file: Where the columns of a large hub are kept from one start to the next; nowhere if None.
     """
 
-    def __init__(self, reading: Reading, erased: Erased) -> None:
+    def __init__(self, reading: Reading, erased: Erased, file: Path | None = None) -> None:
         self._reading = reading
         self._erased = erased
+        self._file = file
+        self._saved = 0
         self._lock = threading.Lock()
         self._columns: Columns | None = None
         self._erasures = 0
@@ -148,7 +168,7 @@ class ColumnCache:
                         return make(connection, _without(columns, self._erased.under_way))
                     if key in self._results and self._results[key][0] == state:
                         return self._results[key][1].clone()
-                    held = self._columns
+                    held = self._columns or self._from_file(connection, state)
                     if held is not None and self._erasures == state.erasures:
                         self._columns = columns = _follow(connection, held)
                         result = make(connection, columns)
@@ -156,10 +176,56 @@ class ColumnCache:
                         return result.clone()  # whoever has it may change it in place
                 self._columns, self._erasures = _read_all(self._reading), state.erasures
 
+    def at_hand(self, connection: sa.Connection) -> Columns | None:
+        """The columns of the moment that a connection sees, if they are in RAM and nobody is about to read them all."""
+        if not self._lock.acquire(timeout=PATIENCE):
+            return None
+        try:
+            state, held = state_of(connection), self._columns
+            if held is None or state is None or state.erasures != self._erasures or state.seq < held.seq:
+                return None
+            self._columns = columns = _follow(connection, held)
+            return columns
+        finally:
+            self._lock.release()
+
     def clear(self) -> None:
-        """Let go of everything."""
+        """Let go of everything in RAM."""
         self._columns = None
         self._results.clear()
+
+    def save(self, connection: sa.Connection) -> None:
+        """Write a large hub's columns to disk, if they are in RAM and go further than those that are there."""
+        with self._lock:
+            held, state = self._columns, state_of(connection)
+            # During an erasure, and after one that these columns do not know of, nothing is written.
+            if self._file is None or held is None or state is None or state.erasures != self._erasures:
+                return
+            if len(held.log) <= CHUNK or held.seq == self._saved:
+                return
+            frames = [held.log, held.erased, held.episodes]
+            try:
+                columns_file.write(self._file, connection, frames, held.seq, self._erasures)
+                self._saved = held.seq
+            except OSError as error:
+                logger.warning("the columns could not be written (%s); they are read again", error)
+
+    def drop(self) -> None:
+        """Let go of everything, on disk too."""
+        with self._lock:
+            self.clear()
+            if self._file is not None:
+                columns_file.drop(self._file)
+                self._saved = 0
+
+    def _from_file(self, connection: sa.Connection, state: State) -> Columns | None:
+        found = None if self._file is None else columns_file.read(self._file, connection, state.erasures)
+        if found is None:
+            return None
+        self._saved, frames = found
+        self._erasures = state.erasures
+        log, erased, episodes = frames
+        return Columns(self._saved, log, erased, episodes)
 
     def _keep(self, key: Hashable, state: State, result: pl.DataFrame) -> None:
         self._results.pop(key, None)
@@ -175,6 +241,10 @@ def named(columns: Columns, tenants: Collection[str]) -> pl.DataFrame:
     names = {name_hash(each): each for each in tenants}
     tenant = pl.col("tenant_hash").replace_strict(names, default=None, return_dtype=pl.String)
     return columns.erased.select("stored_at", "at", tenant.alias("tenant_id"))
+
+
+def _by_tenant(frame: pl.DataFrame) -> dict[str, int]:
+    return dict(frame["tenant_id"].value_counts().iter_rows())
 
 
 def _read_all(reading: Reading, workers: int = WORKERS) -> Columns:
@@ -238,6 +308,8 @@ def _read(connection: sa.Connection, after: int, last: int) -> tuple[pl.DataFram
     log = log.join(gone, on="number", how="left", maintain_order="left")
     log = log.with_columns(pl.coalesce("stored", "number").alias("number")).drop("stored")
     episodes = packed(connection, _EPISODES, of_episodes, (after, last))
+    stored = log.filter(~pl.col("forgotten")).select("number", stored_at="at")
+    episodes = episodes.join(stored, on="number", how="left", maintain_order="left")
     of_vector = Rows(connection, "", 0).vector_bytes
     return log, episodes.with_columns(pl.col("bytes") + of_vector)
 

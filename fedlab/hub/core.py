@@ -140,7 +140,8 @@ class HubCore:
             self._tenants: set[str] = set(connection.scalars(sa.select(schema.tenants.c.tenant_id)))
             self._erased = Erased.read(connection)
             alive = reading.living_agents(connection)
-        self._columns = ColumnCache(self._reading, self._erased)
+        columns_file = None if self._directory.in_memory else self.path / "index" / "columns"
+        self._columns = ColumnCache(self._reading, self._erased, columns_file)
         self._leases = Leases(self.clock, lease, max_agents_per_tenant, alive)
         self._writer = Writer(
             self._write_engine,
@@ -156,6 +157,7 @@ class HubCore:
             self._read_engine,
             self._directory,
             self._indexes,
+            self._columns,
             self._embedding,
             self._erased,
             self._identity["hub_id"],
@@ -165,12 +167,12 @@ class HubCore:
             self._writer.run(lambda tx: tx.log("hub_created", "", hub_id, "hub"))
 
     def snapshot(self) -> None:
-        """Write the indexes to disk, so that the next start is quick."""
+        """Write indexes and columns to disk, so that the next start is quick."""
         self._require_open()
-        self._indexes.snapshot()
+        self._save()
 
     def close(self) -> None:
-        """Commit what is waiting, write the indexes to disk and give the directory free; idempotent."""
+        """Commit what is waiting, write indexes and columns to disk and give the directory free; idempotent."""
         with self._closing:
             if self.closed:
                 return
@@ -183,7 +185,7 @@ class HubCore:
         self._embedding.close()
         self._indexes.close()
         if not self._directory.in_memory:
-            self._indexes.snapshot()
+            self._save()
         self._unpark()
         self._columns.clear()
         self._read_engine.dispose()
@@ -209,6 +211,11 @@ class HubCore:
         return undo
 
     # --- inside --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._indexes.snapshot()
+        with schema.begin(self._read_engine) as connection:
+            self._columns.save(connection)
 
     def _committed(self, tx: Transaction) -> None:
         """Feed the consumers of the log; in the writer thread, before anyone is answered."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fedlab.embedding import EmbeddingService
+    from fedlab.hub.columns import ColumnCache
     from fedlab.hub.directory import Directory
     from fedlab.hub.indexes import Indexes
     from fedlab.hub.ledger import Erased, Scope
@@ -62,7 +63,7 @@ class Eraser:
         writer: Commits.
         engine: For reading.
         directory: With the files.
-        indexes: A cache of vectors, and `embedding` another.
+        indexes: A cache of vectors; `columns` one of names and texts, `embedding` one of both.
         erased: What must not come back; told when an erasure is finished.
         hub_id: For the reports.
     """
@@ -73,6 +74,7 @@ class Eraser:
         engine: sa.Engine,
         directory: Directory,
         indexes: Indexes,
+        columns: ColumnCache,
         embedding: EmbeddingService,
         erased: Erased,
         hub_id: str,
@@ -81,6 +83,7 @@ class Eraser:
         self._engine = engine
         self._directory = directory
         self._indexes = indexes
+        self._columns = columns
         self._embedding = embedding
         self._erased = erased
         self._hub_id = hub_id
@@ -166,7 +169,8 @@ class Eraser:
             return ledger.make_plan(connection, erasure)
 
     def _drop_caches(self, erasure: Erasure) -> None:
-        """A cached vector tells of its text, and so does a removed one in a saved graph."""
+        """A cached vector tells of its text, and so does a removed one in a saved graph; columns have names."""
+        self._columns.drop()
         self._indexes.drop(erasure.tenant_id)
         self._embedding.clear()
 

@@ -77,7 +77,7 @@ class FrameMethods(HubCore):
     def tenants(self) -> pl.DataFrame:
         """The tenants with their numbers, by name."""
         with self._reading() as connection:
-            return reading.tenants_frame(connection)
+            return reading.tenants_frame(connection, self._columns.at_hand(connection))
 
     def changes(
         self, after: int = 0, *, tenant_id: str | None = None, kind: str | None = None, limit: int | None = None
@@ -155,7 +155,7 @@ class FrameMethods(HubCore):
         if tenant_id is not None:
             self._require(tenant_id)
         with self._reading() as connection:
-            numbers = reading.counts(connection, tenant_id)
+            numbers = reading.counts(connection, tenant_id, self._columns.at_hand(connection))
         return Stats(**numbers, bytes=self._directory.bytes() if tenant_id is None else 0)
 
     def verify(self) -> VerifyReport:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from fedlab.hub.columns import Columns
     from fedlab.recall import Filter
 
 _FIELDS = ["id", "tenant_id", "agent_id", "session_id", "task", "input", "output", "reward", "created_at", "expires_at"]
@@ -280,9 +281,12 @@ def living_agents(connection: sa.Connection) -> list[tuple[str, str]]:
     return [(row.tenant_id, row.agent_id) for row in connection.execute(query)]
 
 
-def tenants_frame(connection: sa.Connection) -> pl.DataFrame:
-    """The tenants with their numbers, by name."""
-    live = sa.select(episodes.c.tenant_id, sa.func.count().label("episodes")).group_by(episodes.c.tenant_id).subquery()
+def tenants_frame(connection: sa.Connection, columns: Columns | None = None) -> pl.DataFrame:
+    """The tenants with their numbers, by name; their episodes are counted in the columns, if these are there."""
+    from fedlab._polars import pl  # imported when the first frame is asked for
+
+    count = sa.select(episodes.c.tenant_id, sa.func.count()).group_by(episodes.c.tenant_id)
+    live = columns.live() if columns else dict(tuple(row) for row in connection.execute(count))
     lives = (
         sa.select(
             agents.c.tenant_id,
@@ -296,16 +300,16 @@ def tenants_frame(connection: sa.Connection) -> pl.DataFrame:
         sa.select(
             tenants.c.tenant_id,
             tenants.c.created_at,
-            sa.func.coalesce(live.c.episodes, 0).label("episodes"),
             sa.func.coalesce(lives.c.agents, 0).label("agents"),
             sa.func.coalesce(lives.c.agents_alive, 0).label("agents_alive"),
             tenants.c.retention,
         )
-        .outerjoin(live, live.c.tenant_id == tenants.c.tenant_id)
         .outerjoin(lives, lives.c.tenant_id == tenants.c.tenant_id)
         .order_by(tenants.c.tenant_id)
     )
-    return frame_of(connection, query)
+    frame = frame_of(connection, query)
+    counted = pl.col("tenant_id").replace_strict(live, default=0, return_dtype=pl.Int64).alias("episodes")
+    return frame.select("tenant_id", "created_at", counted, "agents", "agents_alive", "retention")
 
 
 def erasures_frame(connection: sa.Connection) -> pl.DataFrame:
@@ -324,17 +328,20 @@ def changes_frame(rows: Sequence[Change]) -> pl.DataFrame:
     return pl.DataFrame([msgspec.structs.astuple(row) for row in rows], schema=schema, orient="row")
 
 
-def counts(connection: sa.Connection, tenant_id: str | None) -> Mapping[str, int]:
-    """The numbers of `Stats` that the database knows."""
+def counts(connection: sa.Connection, tenant_id: str | None, columns: Columns | None = None) -> Mapping[str, int]:
+    """The numbers of `Stats` that the database knows; episodes are counted in the columns, if these are there."""
 
     def count(table: sa.Table, *conditions: sa.ColumnElement[bool]) -> int:
         own = [table.c.tenant_id == tenant_id] if tenant_id is not None else []
         return connection.scalar(sa.select(sa.func.count()).select_from(table).where(*own, *conditions)) or 0
 
+    def counted(by_tenant: Mapping[str, int]) -> int:
+        return sum(by_tenant.values()) if tenant_id is None else by_tenant.get(tenant_id, 0)
+
     return {
         "tenants": count(tenants),
-        "episodes": count(episodes),
-        "forgotten": count(changes, changes.c.kind == "episode_forgotten"),
+        "episodes": counted(columns.live()) if columns else count(episodes),
+        "forgotten": counted(columns.forgotten()) if columns else count(changes, changes.c.kind == "episode_forgotten"),
         "kept": count(attic),
         "agents": count(agents),
         "agents_alive": count(agents, agents.c.status == "alive"),

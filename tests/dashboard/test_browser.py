@@ -99,6 +99,19 @@ def test_growth_is_seen_while_agents_push_in_two_windows(browser: Browser, url: 
         visitor.check()
 
 
+def test_the_data_of_a_live_chart_is_there_when_it_is_opened_and_stays(browser: Browser, shared_url: Served):
+    visitor = Visitor(browser, shared_url)
+    with visitor.page.expect_websocket() as socket:
+        page = visitor.go()
+    popover = page.get_by_test_id("stPopoverBody")
+    page.get_by_role("button", name="Data").click()
+    popover.get_by_test_id("stDataFrame").wait_for()
+    for _ in range(2):  # the page is drawn again below it
+        socket.value.wait_for_event("framereceived")
+        expect(popover.get_by_test_id("stDataFrame")).to_be_visible()
+    visitor.check()
+
+
 def test_a_hub_that_is_killed_and_comes_back_does_not_end_the_session(browser: Browser, url: str, hub: HubProcess):
     visitor = Visitor(browser, url)
     visitor.go()

@@ -15,11 +15,15 @@ from fedlab import Episode, Hub
 from tests.dashboard.conftest import Look
 
 
-def table(app: AppTest, number: int) -> pl.DataFrame:
-    """The data of a chart."""
+def table(app: AppTest, chart: str) -> pl.DataFrame:
+    """The data of a chart, which is there as soon as it is opened."""
+    assert not app.dataframe
+    app.session_state[f"{chart}-open"] = True
+    app.run()
     assert not app.exception, app.exception
     assert not app.error
-    return pl.from_pandas(app.dataframe[number].value)
+    (found,) = app.dataframe
+    return pl.from_pandas(found.value)
 
 
 @pytest.fixture
@@ -42,19 +46,19 @@ def test_each_form_shows_every_episode_of_the_chosen_tenants(across: str, form: 
     app.button_group(key="groups").set_value(across)
     app.button_group(key="form").set_value(form)
     app.multiselect(key="tenants").set_value(["acme", "globex"]).run()
-    assert table(app, 0)["count"].sum() == there
+    assert table(app, "rewards-distribution")["count"].sum() == there
 
 
 @pytest.mark.parametrize("form", ["ridgeline", "heat map", "histogram", "ECDF"])
 def test_rewards_may_be_any_number(form: str, look_at: Look, odd_hub: Path):
     app = look_at("rewards", odd_hub)
     app.button_group(key="form").set_value(form).run()
-    assert table(app, 0)["count"].sum() == 7
+    assert table(app, "rewards-distribution")["count"].sum() == 7
     assert any("time takes its place" in each.value for each in app.caption)
 
 
 def test_the_interval_of_a_mean_is_students(look_at: Look, odd_hub: Path):
-    summary = table(look_at("rewards", odd_hub), -1)
+    summary = table(look_at("rewards", odd_hub), "rewards-tenants")
     row = summary.row(by_predicate=pl.col("tenant_id") == "negative", named=True)
     values = np.array([-3.5, -2.0, -1.0])
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))

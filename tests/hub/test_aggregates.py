@@ -349,6 +349,42 @@ def test_asked_again_the_hub_counts_only_what_is_new(hub: Hub, episode: Make, mo
         assert hub.reward_summary()["n"].to_list() == [21]
 
 
+@pytest.mark.parametrize("damage", ["none", "a byte", "the end", "all of it", "another log"])
+def test_a_hub_that_starts_again_goes_on_from_the_columns_on_disk(
+    damage: str, tmp_path: Path, clock: SimulatedClock, episode: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(columns, "CHUNK", 10)
+    path, file = tmp_path / "saved", tmp_path / "saved" / "index" / "columns"
+    copy = tmp_path / "copy"
+    with Hub(path, clock, embedder="hashing") as hub:
+        hub.put([episode(n, metadata={"generation": n}) for n in range(20)])
+        hub.forget("acme", hub.episodes("acme")["id"][:5].to_list(), reason=HOSTILE[0])
+        hub.backup(copy)
+        hub.growth()
+    with Hub(path, clock) as hub:
+        hub.put(episode(21))  # which the file does not have
+        wanted = [hub.growth(by="generation"), hub.forgetting(), hub.reward_summary()]
+    data = file.read_bytes()
+    if damage == "another log":
+        Hub.restore(copy, tmp_path / "other").close()
+        file = tmp_path / "other" / "index" / "columns"
+        file.parent.mkdir(exist_ok=True)
+    changed = bytes([data[-50] ^ 1])
+    file.write_bytes(
+        {"a byte": data[:-50] + changed + data[-49:], "the end": data[:-50], "all of it": b"{}"}.get(damage, data)
+    )
+    with Hub(file.parents[1], clock) as hub:
+        if damage == "another log":
+            hub.put([episode(n) for n in range(3)])
+            assert total(hub.growth(), "stored") == 23
+            return
+        with monkeypatch.context() as patch:
+            if damage == "none":
+                patch.setattr(columns, "_read_all", lambda *_: pytest.fail("everything was read again"))
+            found = [hub.growth(by="generation"), hub.forgetting(), hub.reward_summary()]
+    assert all(one.equals(other) for one, other in zip(found, wanted, strict=True))
+
+
 def test_what_is_counted_during_an_erasure_is_what_is_there(hub: Hub, episode: Make):
     hub.put(
         [episode(n, agent_id=f"a{n % 2}") for n in range(400)] + [episode(n, tenant_id="rival") for n in range(400)]

@@ -29,7 +29,7 @@ from fedlab import (
     MinReward,
     UnknownTenant,
 )
-from fedlab.hub import eraser, ledger, schema
+from fedlab.hub import columns, columns_file, eraser, ledger, schema
 from fedlab.hub.ledger import apply_ledger, export_ledger
 
 M = "Qmarker"
@@ -136,6 +136,27 @@ def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
         assert (row["id"], row["changes"], row["actor"], row["reason"]) == (
             report.id, report.changes, "officer", "request 17",
         )  # fmt: skip
+
+
+def test_columns_on_disk_go_with_what_they_name_and_come_back_without_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "CHUNK", 10)
+    file = tmp_path / "index" / "columns"
+    with Hub(tmp_path, embedder="hashing") as hub:
+        fill(hub, Random(2))
+        hub.growth()
+        hub.snapshot()
+        assert M.encode() in file.read_bytes()
+        hub.erase_agent(T, A, reason="request 18")
+        assert not file.exists()
+        left = hub.growth()
+    with Hub(tmp_path) as hub:
+        with hub._reading() as connection:
+            found = columns_file.read(file, connection, erasures=1)
+        assert found is not None
+        assert not any(A in str(frame.rows()) for frame in found[1])
+        assert hub.growth().equals(left)
+        hub.erase_tenant(T, reason="request 19")
+    assert traces(tmp_path) == {}
 
 
 def test_erasing_a_tenant_leaves_every_other_tenants_rows_log_and_index_as_they_were(tmp_path, small_graphs):
