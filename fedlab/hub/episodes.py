@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from fedlab.episode import Episode, Memory, check_note, to_vector
+from fedlab.episode import Episode, check_note, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import operations, reading, usage
 from fedlab.hub.core import HubCore
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fedlab.episode import Vector
+    from fedlab.episode import Memory, Vector
     from fedlab.hub.log import Transaction
     from fedlab.hub.recent import Raw
     from fedlab.hub.writer import Promise, Written
@@ -175,13 +175,7 @@ class EpisodeMethods(HubCore):
         compared = asked if policy.similarity else None
         for place, each in enumerate(live):
             self._note(tenant_id, [hit.id for hit in each], None if compared is None else compared[place], k)
-        return [
-            [
-                Memory(reading.episode_of(found[number], with_vector=vectors), similarity, score)
-                for number, similarity, score in each
-            ]
-            for each in live
-        ]
+        return [reading.memories_of(found, each, with_vectors=vectors) for each in live]
 
     def _read(self, ids: list[int], *, vectors: bool) -> dict[int, Raw]:
         """Live episodes, from RAM where they were read of late."""
