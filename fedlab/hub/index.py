@@ -97,7 +97,7 @@ class TenantIndex:
             if rows and rows[0].id <= last:
                 rows = [row for row in rows if row.id > last]
             if rows:
-                _, *columns, vectors = zip(*rows, strict=True)
+                _, *columns, vectors, _, _ = zip(*rows, strict=True)
                 self._append(columns, vectors)
 
     def add_known(self, rows: Sequence[tuple[int, float, int, str, str]]) -> None:

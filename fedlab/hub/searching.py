@@ -5,6 +5,7 @@ Functions of their arguments: what may be found and how it is ranked comes as an
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,8 @@ from fedlab.hub.sketches import unit
 from fedlab.recall import SIMILARITY, best
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     from usearch.index import Index as Graph
 
@@ -224,7 +227,11 @@ def rows_of(view: View, ids: Array) -> Array:
 def hits_of(view: View, rows: Array, similarity: Array, score: Array) -> list[Hit]:
     """Rows as hits, with what was found for each."""
     columns = (view.ids[rows].tolist(), similarity.tolist(), score.tolist())
-    return [Hit(*row) for row in zip(*columns, strict=True)]
+    return list(map(_hit, zip(*columns, strict=True)))
+
+
+_hit: Callable[[tuple[int, float, float]], Hit] = functools.partial(tuple.__new__, Hit)
+"""In a third of the time of calling `Hit`."""
 
 
 def unit_vectors(vectors: Array) -> Array:
