@@ -9,10 +9,10 @@ import asyncio
 import time
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from fedlab import EphemeralAgent, Hub, MaxEpisodes
 from fedlab.lab import Answer, Arm, Experiment, Outcome, Query, Task
+from fedlab.lab.calm import calm
 from fedlab.lab.cell import Cell
 
 MEMORIES, GENERATIONS, AGENTS, TASKS = 2_000, 100, 10, 10
@@ -65,7 +65,7 @@ def main() -> list[tuple]:
         Points(), [arm], generations=GENERATIONS, agents_per_generation=AGENTS, tasks_per_agent=TASKS, seeds=[0]
     )
     cell, marks = Cell(experiment, arm, 0), []
-    with threadpool_limits(1, user_api="blas"):  # as the runner does
+    with calm():  # as the runner does
         asyncio.run(cell.run(progress=lambda: marks.append(time.perf_counter())))
     seconds = np.diff(marks)
     steps = AGENTS * TASKS / np.median(seconds)

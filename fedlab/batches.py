@@ -36,6 +36,6 @@ def size_in_message(episode: Episode) -> int:
     texts = [episode.task, episode.input, episode.output]
     if episode.metadata:
         texts.append(metadata_json(episode.metadata))
-    size = 400 + 70 * len(episode.sources) + sum(len(each) if each.isascii() else 4 * len(each) for each in texts)
+    size = 400 + 70 * len(episode.sources) + sum([len(each) if each.isascii() else 4 * len(each) for each in texts])
     # As base64, which is the longer of the two forms.
     return size if episode.vector is None else size + episode.vector.nbytes * 4 // 3

@@ -12,7 +12,6 @@ import math
 import re
 import secrets
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -61,7 +60,8 @@ def new_id(now: int | None = None, rng: random.Random | None = None) -> str:
     ms = time.time_ns() // 1_000_000 if now is None else now
     bits = secrets.randbits(74) if rng is None else rng.getrandbits(74)
     value = (ms & (1 << 48) - 1) << 80 | 7 << 76 | (bits >> 62) << 64 | 2 << 62 | bits & (1 << 62) - 1
-    return str(uuid.UUID(int=value))
+    digits = f"{value:032x}"  # in a third of the time of `uuid`
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def check_name(name: object, what: str) -> str:
@@ -80,6 +80,12 @@ def check_name(name: object, what: str) -> str:
     )
 
 
+class _Checked(bytes):
+    """The bytes of a vector that `to_vector` made: whoever is given it again needs not look at its numbers."""
+
+    __slots__ = ()
+
+
 def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int | None = None) -> Vector:
     """A vector in the hub's precision (float16), checked.
 
@@ -92,7 +98,10 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
     """
     try:
         if isinstance(values, np.ndarray) and values.dtype == FLOAT16 and isinstance(values.base, bytes):
-            vector = values  # nobody can change it any more
+            # Nobody can change it any more, but for its shape.
+            if type(values.base) is _Checked and values.ndim == 1 and dimension in (None, len(values)):
+                return values
+            vector = values
         elif isinstance(values, bytes):
             vector = np.frombuffer(values, FLOAT16)
         else:
@@ -100,7 +109,7 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
             if given.dtype.kind not in "fiu":
                 raise TypeError(f"it holds {given.dtype}")
             with np.errstate(over="ignore"):
-                vector = np.frombuffer(given.astype(FLOAT16).tobytes(), FLOAT16)
+                vector = np.frombuffer(_Checked(given.astype(FLOAT16).tobytes()), FLOAT16)
             # One axis stays as it is: what is reshaped has no bytes as its base, and each caller would copy it.
             if given.ndim != 1:
                 vector = vector.reshape(given.shape)

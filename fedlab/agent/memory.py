@@ -88,9 +88,10 @@ class LocalMemory:
         """Take in episodes from the hub, but for forgotten ones; returns how many were new."""
         before = len(self._episodes)
         for episode in episodes:
+            uid = episode.id
             # An unsynced one stays as it is: it may be pushed again, and must be the same then.
-            if episode.id not in self._unsynced and not self.is_forgotten(episode.id):
-                self._episodes[episode.id] = episode
+            if uid not in self._unsynced and not (self.forgets and self.is_forgotten(uid)):
+                self._episodes[uid] = episode
         self._columns.clear()
         return len(self._episodes) - before
 
@@ -124,6 +125,11 @@ class LocalMemory:
         pools = (self._episodes, self._unsynced, self._created_at, self._vectors, self._columns)
         for each in (*pools, self._forgotten, self._erased):
             each.clear()
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the hub is known to have forgotten or erased any."""
+        return bool(self._forgotten or self._erased)
 
     def is_forgotten(self, episode_id: str) -> bool:
         """Whether the hub is known to have forgotten or erased the episode."""

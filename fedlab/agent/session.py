@@ -95,8 +95,11 @@ class Session:
         if self._closed:
             return [[] for _ in questions]
         self._given += sum(map(len, recalled))
-        found = [[each for each in memories if not self.memory.is_forgotten(each.episode.id)] for memories in recalled]
-        self.memory.hold(each.episode for memories in found for each in memories)
+        found = recalled
+        if self.memory.forgets:
+            gone = self.memory.is_forgotten
+            found = [[each for each in memories if not gone(each.episode.id)] for memories in recalled]
+        self.memory.hold([each.episode for memories in found for each in memories])
         return [self._merged(*each, k) for each in zip(own, found, strict=True)]
 
     def _merged(self, own: list[Memory], found: list[Memory], k: int) -> list[Memory]:

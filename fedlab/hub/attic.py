@@ -67,7 +67,10 @@ def bring_back(connection: sa.Connection, seq: int) -> set[int]:
 
 def holds_older(connection: sa.Connection, before: int) -> bool:
     """Whether `purge` would find something."""
-    return connection.scalar(sa.select(attic.c.id).where(attic.c.forgotten_at <= before).limit(1)) is not None
+    return connection.scalar(_OLDER, {"before": before}) is not None
+
+
+_OLDER = sa.select(attic.c.id).where(attic.c.forgotten_at <= sa.bindparam("before")).limit(1)
 
 
 def purge(connection: sa.Connection, before: int) -> int:

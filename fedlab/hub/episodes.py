@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from fedlab.episode import Episode, Memory, check_note, to_vector
+from fedlab.episode import Episode, check_note, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import operations, reading, usage
 from fedlab.hub.core import HubCore
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from fedlab.episode import Vector
+    from fedlab.episode import Memory, Vector
     from fedlab.hub.log import Transaction
     from fedlab.hub.recent import Raw
     from fedlab.hub.writer import Promise, Written
@@ -164,7 +164,7 @@ class EpisodeMethods(HubCore):
         while True:
             with self._recalls:
                 hits = index.search_many(asked, k + gone, policy, where, now)
-                found = self._read(list({hit.id: None for each in hits for hit in each}), vectors=vectors)
+                found = self._read([*{hit.id: None for each in hits for hit in each}])
             live = [[hit for hit in each if hit.id in found][:k] for each in hits]
             # What was forgotten between search and read leaves a gap: look further, by as much.
             if not any(len(some) < k <= len(each) - gone for some, each in zip(live, hits, strict=True)):
@@ -175,24 +175,17 @@ class EpisodeMethods(HubCore):
         compared = asked if policy.similarity else None
         for place, each in enumerate(live):
             self._note(tenant_id, [hit.id for hit in each], None if compared is None else compared[place], k)
-        return [
-            [
-                Memory(reading.episode_of(found[number], with_vector=vectors), similarity, score)
-                for number, similarity, score in each
-            ]
-            for each in live
-        ]
+        return [reading.memories_of(found, each, with_vectors=vectors) for each in live]
 
-    def _read(self, ids: list[int], *, vectors: bool) -> dict[int, Raw]:
-        """Live episodes, from RAM where they were read of late."""
+    def _read(self, ids: list[int]) -> dict[int, Raw]:
+        """Live episodes, from RAM where they were read or stored of late."""
         recent = self._indexes.recent
         age = recent.age
         found = recent.get(ids)
         if len(found) < len(ids):
             with self._reading_quickly() as run:
-                fresh = reading.read_raw(run, [each for each in ids if each not in found], with_vectors=vectors)
-            if vectors:
-                recent.put(age, fresh)
+                fresh = reading.read_raw(run, [each for each in ids if each not in found])
+            recent.put(age, fresh)
             found.update(fresh)
         return found
 

@@ -31,8 +31,8 @@ SHORTEST = 0.001
 """… and in seconds at least."""
 PATIENCE = 0.5
 """Seconds in which nobody else wrote, after which nobody seems to."""
-FEWEST, MOST = 16, 1_000
-"""Episodes in one batch."""
+FEWEST, FIRST, MOST = 16, 128, 1_000
+"""Episodes in one batch: while others write, at first, and while nobody does."""
 
 
 class Verdict(NamedTuple):
@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
 
 def read_policy(connection: sa.Connection, tenant_id: str) -> RetentionPolicy:
     """A tenant's stored policy; `KeepForever` where none is stored."""
-    held = connection.scalar(sa.select(tenants.c.retention).where(tenants.c.tenant_id == tenant_id))
+    held = connection.scalar(_POLICY, {"tenant": tenant_id})
     return KeepForever() if held is None else RetentionPolicy.from_json(held)
 
 
@@ -72,10 +72,11 @@ def judge(
 ) -> Verdict:
     """What a policy removes at `now` (ms UTC), decided at one moment; with the tenant's index it takes less time."""
     rows = Rows(connection, tenant_id, now, index=index)
-    expired = rows.ids(episodes.c.expires_at <= now)
+    expired, exempt = (
+        np.sort(np.array(msgspec.json.decode(connection.execute(query, own).scalar_one()), np.int64))
+        for query, own in ((_EXPIRED, {"tenant": tenant_id, "now": now}), (_HELD, {"tenant": tenant_id}))
+    )
     removing = [(part, rows.ids(part.condemned(rows))) for part in policy.parts]
-    query = sa.select(holds.c.episode_id).where(holds.c.tenant_id == tenant_id).order_by(holds.c.episode_id)
-    exempt = np.array(connection.scalars(query).all(), np.int64)
     condemned, settled = [], united(expired, exempt)
     for part, ids in removing:
         condemned.append((part, np.setdiff1d(ids, settled, assume_unique=True)))
@@ -85,6 +86,14 @@ def judge(
         condemned=condemned,
         held=np.intersect1d(united(expired, *(ids for _, ids in removing)), exempt, assume_unique=True),
     )
+
+
+_POLICY = sa.select(tenants.c.retention).where(tenants.c.tenant_id == sa.bindparam("tenant"))
+# Packed by SQLite, see `Rows`.
+_EXPIRED = sa.select(sa.func.json_group_array(episodes.c.id)).where(
+    episodes.c.tenant_id == sa.bindparam("tenant"), episodes.c.expires_at <= sa.bindparam("now")
+)
+_HELD = sa.select(sa.func.json_group_array(holds.c.episode_id)).where(holds.c.tenant_id == sa.bindparam("tenant"))
 
 
 def carry_out(writer: Writer, engine: sa.Engine, tenant_id: str, verdict: Verdict, *, keep: bool) -> int:
@@ -139,7 +148,7 @@ def in_batches(writer: Writer, ids: Ids, prepare: Callable[[Ids], Callable[[Tran
         ids: Of the episodes.
         prepare: Makes the operation of a batch, outside of its transaction.
     """
-    total, start, size = 0, 0, FEWEST
+    total, start, size = 0, 0, FIRST
     seen, others = writer.asked, -math.inf
     while start < len(ids):
         part = ids[start : start + size]

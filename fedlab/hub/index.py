@@ -97,7 +97,7 @@ class TenantIndex:
             if rows and rows[0].id <= last:
                 rows = [row for row in rows if row.id > last]
             if rows:
-                _, *columns, vectors = zip(*rows, strict=True)
+                _, *columns, vectors, _, _ = zip(*rows, strict=True)
                 self._append(columns, vectors)
 
     def add_known(self, rows: Sequence[tuple[int, float, int, str, str]]) -> None:
@@ -188,7 +188,7 @@ class TenantIndex:
         view = self._view
         if view.n == 0:
             return [[] for _ in ([0] if queries is None else queries)]
-        vectors = None if queries is None else np.stack([searching.unit_vector(query) for query in queries])
+        vectors = None if queries is None else searching.unit_vectors(queries)
         if vectors is not None and where.passes_all and policy.only_similarity:
             # No column is looked at whole: with a graph, that would take ten times the time of the search.
             return searching.search(view, vectors, k, policy, None, view.n - self.dead)

@@ -84,8 +84,6 @@ class Indexes:
         """Follow a commit; called in the writer thread before the commit is acknowledged."""
         by_tenant: dict[str, list[Stored | Forgotten]] = {}
         for event in events:
-            if isinstance(event, Forgotten):
-                self.recent.drop(event.ids)
             by_tenant.setdefault(event.tenant_id, []).append(event)
         for tenant_id, own in by_tenant.items():
             with self._lock:
@@ -98,12 +96,16 @@ class Indexes:
                         slot.pending.extend(own)
                     if slot.index is not None:
                         _feed(slot.index, own)
+                        self.recent.add([event for event in own if isinstance(event, Stored)])
                 self._tend(tenant_id, slot)
             except Exception:
                 # The commit stands. The index is only a cache: the next recall makes another.
                 logger.exception("the index of %r failed and is rebuilt", tenant_id)
                 with self._lock:
                     self._slots.pop(tenant_id, None)
+        for event in events:  # last: what was stored in the same commit goes too
+            if isinstance(event, Forgotten):
+                self.recent.drop(event.ids)
 
     def drop(self, tenant_id: str) -> None:
         """Let go of a tenant's index and its snapshot, byte for byte: the next `get` makes another from the database.

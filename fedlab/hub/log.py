@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """An episode that a commit made visible, as the index needs it."""
+    """An episode that a commit made visible, as the index needs it; with what was pushed and its metadata as JSON."""
 
     tenant_id: str
     id: int
@@ -53,6 +53,8 @@ class Stored(NamedTuple):
     task: str
     agent_id: str
     vector: Vector
+    episode: Episode | None = None
+    metadata: str = ""
 
 
 class Forgotten(NamedTuple):
@@ -235,7 +237,8 @@ class Transaction:
         self._add("vectors", (seq, packed, of_vector))
         for position, source in enumerate(episode.sources):
             self._add("sources", (seq, position, source))
-        self.note(Stored(episode.tenant_id, seq, episode.reward, created_at, episode.task, episode.agent_id, vector))
+        own = (episode.tenant_id, seq, episode.reward, created_at, episode.task, episode.agent_id, vector)
+        self.note(Stored(*own, episode, content[-1]))
         return seq
 
     def note(self, event: Stored | Forgotten) -> None:

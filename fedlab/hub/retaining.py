@@ -81,8 +81,7 @@ class RetentionMethods(HubCore):
         return RetentionReport(removed=removed, failed=failed, seq=self._writer.head.seq)
 
     def _retain(self, tenant_id: str) -> int:
-        with self._reading() as connection:
-            policy = forgetting.read_policy(connection, tenant_id)
+        policy = self.retention(tenant_id)
         if policy.looks_at_recalls:
             self._write_usage()
         index = self._indexes.get(tenant_id) if self._indexes.is_loaded(tenant_id) else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 
-from fedlab.hub.schema import queries
+from fedlab.hub.schema import packed, queries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,20 @@ QUERIES = 100
 """Queries that are kept of each tenant."""
 
 _RECALLED = """
-INSERT INTO recalls (episode_id, times, last_at) SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM episodes WHERE id = ?1)
+INSERT INTO recalls (episode_id, times, last_at)
+SELECT episodes.id, json_extract(new.value, '$[1]'), json_extract(new.value, '$[2]')
+FROM json_each(?) AS new CROSS JOIN episodes ON episodes.id = json_extract(new.value, '$[0]')
+WHERE true
 ON CONFLICT (episode_id) DO UPDATE SET times = times + excluded.times, last_at = max(last_at, excluded.last_at)
+"""
+_ASKED = """
+INSERT INTO queries (tenant_id, at, k, vector)
+SELECT ?1, json_extract(new.value, '$[0]'), json_extract(new.value, '$[1]'), substr(?3, 1 + new.key * ?4, ?4)
+FROM json_each(?2) AS new
+"""
+_FADED = """
+DELETE FROM queries WHERE tenant_id = ?1 AND id NOT IN (
+    SELECT id FROM queries WHERE tenant_id = ?1 ORDER BY id DESC LIMIT ?2)
 """
 
 
@@ -84,19 +96,14 @@ def write(tx: Transaction, taken: Sequence[Recalled]) -> None:
         last_at.update(dict.fromkeys(each.ids, each.at))
         if each.query is not None and (each.tenant_id in tx.tenants or each.tenant_id in tx.new_tenants):
             asked.setdefault(each.tenant_id, []).append(each)
-    if times:
-        rows = [(number, times[number], last_at[number]) for number in sorted(times)]
-        tx.connection.exec_driver_sql(_RECALLED, rows)
+    # In one step each, see `log`.
+    run = tx.cursor.execute
+    run(_RECALLED, (packed((number, times[number], last_at[number]) for number in sorted(times)),))
     for tenant_id, recent in asked.items():
         last = recent[-QUERIES:]
-        values = [
-            {"tenant_id": tenant_id, "at": each.at, "k": each.k, "vector": np.asarray(each.query, "<f2").tobytes()}
-            for each in last
-        ]
-        tx.connection.execute(sa.insert(queries), values)
-        own = queries.c.tenant_id == tenant_id
-        kept = sa.select(queries.c.id).where(own).order_by(queries.c.id.desc()).limit(QUERIES)
-        tx.connection.execute(sa.delete(queries).where(own, queries.c.id.not_in(kept)))
+        vectors = [np.asarray(each.query, "<f2").tobytes() for each in last]
+        run(_ASKED, (tenant_id, packed((each.at, each.k) for each in last), b"".join(vectors), len(vectors[0])))
+        run(_FADED, (tenant_id, QUERIES))
 
 
 def read_queries(connection: sa.Connection, tenant_id: str) -> list[npt.NDArray[Any]]:

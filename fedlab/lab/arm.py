@@ -52,7 +52,7 @@ class Islands:
         InvalidRequest: If one of these is no such number.
     """
 
-    tenants: int
+    tenants: int = 2
     migration: float = 0.0
 
     def __post_init__(self) -> None:

@@ -160,7 +160,7 @@ class Cell:
                 self._store.connection, tenant_id, agent_id="founder", clock=self._clock, seed=seed
             ) as agent:
                 for outcome in outcomes:
-                    about = self._about(outcome, task, -1, {})
+                    about = self._about(outcome, Task(task, "", None, outcome.vector), -1, {})
                     self._ledger.store(await agent.store_episode(**about, sources=()), self._told(outcome))
                 founders = agent.unsynced_episodes
             await self._remember(founders)
@@ -206,7 +206,9 @@ class Cell:
             pull_limit=0,  # it dies when it has pushed: what others pushed meanwhile would be read by nobody
         )
         agent = await alive.enter_async_context(spawning)
-        rng, chance = stream(seed, "learner", generation, place), stream(seed, "world", generation, place)
+        rng = stream(seed, "learner", generation, place)
+        # A world draws in an `attempt` of its own; to make a stream takes as long as to act.
+        chance = stream(seed, "world", generation, place) if hasattr(self._world, "attempt") else rng
         return Life(agent, place, rng, chance)
 
     async def _attempt(self, life: Life, task: Task, ahead: Sequence[Memory] | None) -> None:
@@ -244,15 +246,16 @@ class Cell:
 
     async def _store_trials(self, life: Life) -> list[tuple[Episode, Outcome]]:
         """Store what the arm writes; what was stored, each with its outcome."""
-        evaluator = stream(self.seed, "evaluator", self.generation, life.place)
+        noisy = isinstance(self.arm.write, NoisyEvaluator)
+        evaluator = stream(self.seed, "evaluator", self.generation, life.place) if noisy else None
         stored = []
         for step, (task, trial, stage, counterfactual) in enumerate(life.trials):
             outcome = self._observed(trial.outcome, evaluator)
             episode = None
             if self._writes(outcome):
-                episode = await self._store_episode(life.agent, trial, outcome)
-                # A world is asked of a memory by its input, which an outcome may leave to its task.
-                stored.append((episode, self._told(outcome._replace(input=episode.input))))
+                about = self._about(outcome, trial.step.task, self.generation, trial.step.metadata)
+                episode = await life.agent.store_episode(**about, sources=trial.step.used[:MAX_SOURCES])
+                stored.append((episode, self._told(outcome)))
             life.rewards.append(float(outcome.reward))
             self._write_row(life, step, task, trial, outcome, episode, stage, counterfactual)
         self._rewards[0].extend(life.rewards)
@@ -265,9 +268,9 @@ class Cell:
         pulled = len(agent.memories) - agent.unsynced
         self._record.add("agents", self.generation, *own, pulled, agent.unsynced, mean, now, now, "destroyed")
 
-    def _observed(self, outcome: Outcome, rng: np.random.Generator) -> Outcome:
-        """The outcome as its agent sees it."""
-        if not isinstance(self.arm.write, NoisyEvaluator):
+    def _observed(self, outcome: Outcome, rng: np.random.Generator | None) -> Outcome:
+        """The outcome as its agent sees it; the generator is a noisy evaluator's."""
+        if rng is None or not isinstance(self.arm.write, NoisyEvaluator):
             return outcome
         seen = outcome.reward + self.arm.write.sigma * rng.standard_normal()
         return outcome._replace(reward=float(seen), true_reward=_true_reward(outcome))
@@ -282,26 +285,19 @@ class Cell:
         """The outcome as the learner may know it."""
         return outcome if self.arm.feedback == "corrective" else outcome._replace(answer=None)
 
-    def _about(self, outcome: Outcome, task: str, generation: int, metadata: dict[str, Any]) -> dict[str, Any]:
-        """What is stored of an outcome."""
-        told = self._told(outcome).answer
-        text = outcome.input or ""
+    def _about(self, outcome: Outcome, task: Task, generation: int, metadata: dict[str, Any]) -> dict[str, Any]:
+        """What is stored of an outcome of a task."""
+        told = outcome.answer if self.arm.feedback == "corrective" else None
+        asked = task if outcome.input is None else Task(task.task, outcome.input, None, outcome.vector)
         own = {"generation": generation, **metadata, **outcome.metadata}
         return {
-            "task": task,
-            "input": text,
+            "task": asked.task,
+            "input": asked.input,
             "output": outcome.output,
             "reward": outcome.reward,
-            "vector": self._vectors.of(Task(task, text, None, outcome.vector)),
+            "vector": self._vectors.of(asked),
             "metadata": own if told is None else {**own, "answer": told},
         }
-
-    async def _store_episode(self, agent: EphemeralAgent, trial: Trial, outcome: Outcome) -> Episode:
-        step = trial.step
-        if outcome.input is None:
-            outcome = outcome._replace(input=step.task.input, vector=step.task.vector)
-        about = self._about(outcome, step.task.task, self.generation, step.metadata)
-        return await agent.store_episode(**about, sources=step.used[:MAX_SOURCES])
 
     def _write_row(
         self,
@@ -330,8 +326,8 @@ class Cell:
             float(outcome.reward),
             _true_reward(outcome),
             episode is not None,
-            self._ledger.origins(tenant_id, step.recalled),
-            self._ledger.origins(tenant_id, step.used),
+            self._ledger.origins(step.recalled),
+            self._ledger.origins(step.used),
             step.similarity,
             self._clock.now(),
             *stage,
@@ -427,7 +423,7 @@ def tasks_of(experiment: Experiment, world: World, seed: int, generation: int) -
     if wrong or len(given) != wanted:
         what = f"{wrong[0]}, which is no Task," if wrong else f"{len(given)} Tasks"
         raise InvalidRequest(f"{type(world).__name__}.tasks gave {what} where {wanted} Tasks are needed", field="tasks")
-    return [each if each.vector is None else each._replace(vector=to_vector(each.vector)) for each in given]
+    return [each if each.vector is None else Task(*each[:3], to_vector(each.vector)) for each in given]
 
 
 def embedder_of(

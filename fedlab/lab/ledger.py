@@ -27,13 +27,11 @@ class Entry(NamedTuple):
 
     Args:
         outcome: As its learner was told of it: with the right answer under corrective feedback only.
-        origin: The id under which it was stored first, before it migrated.
         bytes: Texts, metadata and vector.
         reason: The sentence with which the log says why it is forgotten.
     """
 
     outcome: Outcome
-    origin: str
     bytes: int
     reason: str | None = None
 
@@ -46,6 +44,7 @@ class Ledger:
         self.forgotten: dict[str, dict[str, Entry]] = {}
         self.bytes = 0
         """Of the contents of live episodes."""
+        self._origins: dict[str, str] = {}  # of migrants
 
     @property
     def size(self) -> int:
@@ -53,11 +52,13 @@ class Ledger:
         return sum(len(each) for each in self.live.values())
 
     def store(self, episode: Episode, outcome: Outcome, origin: str | None = None) -> None:
-        """An episode is in memory."""
+        """An episode is in memory; a migrant has an origin, the id under which it was stored first."""
+        if origin is not None:
+            self._origins[episode.id] = origin
         texts = (episode.task, episode.input, episode.output, metadata_json(episode.metadata))
         size = sum(len(each.encode()) for each in texts) + (0 if episode.vector is None else episode.vector.nbytes)
         # The world judges it by what it was an answer to, which an outcome says only where it is not the task's input.
-        entry = Entry(outcome._replace(input=episode.input), origin or episode.id, size)
+        entry = Entry(outcome._replace(input=episode.input), size)
         self.live.setdefault(episode.tenant_id, {})[episode.id] = entry
         self.bytes += size
 
@@ -68,10 +69,9 @@ class Ledger:
             self.bytes -= entry.bytes
             self.forgotten.setdefault(each.tenant_id, {})[each.episode_id] = entry._replace(reason=each.reason)
 
-    def origins(self, tenant_id: str, ids: Iterable[str]) -> list[str]:
-        """The ids under which live episodes were stored first."""
-        live = self.live.get(tenant_id, {})
-        return [live[each].origin if each in live else each for each in ids]
+    def origins(self, ids: Iterable[str]) -> list[str]:
+        """The ids under which episodes were stored first."""
+        return [self._origins.get(each, each) for each in ids] if self._origins else [*ids]
 
     def stage(self, helpful: Helpful, task: Task, tenant_id: str, recalled: Sequence[str]) -> Stumble:
         """Where memory failed a task; and if what would have helped was forgotten, why the last of it was.

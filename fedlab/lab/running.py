@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import filelock
 import msgspec
-from threadpoolctl import threadpool_limits
 
 from fedlab.errors import ExperimentFailed, FedlabError, InvalidRequest
+from fedlab.lab.calm import calm
 from fedlab.lab.cell import Cell, embedder_of, seeded, tasks_of
 from fedlab.lab.manifest import differences, manifest
 from fedlab.lab.results import Results
@@ -302,8 +302,7 @@ async def attempt_cell(
     try:
         if keep is not None:
             shutil.rmtree(keep, ignore_errors=True)
-        # A search of 2,000 vectors is too short for two threads: where others want the cores, it takes 6 ms, not 0.1.
-        with threadpool_limits(1, user_api="blas"):
+        with calm():
             return await cell.run(hub=hub, keep=keep, progress=progress)
     except Exception as error:  # a world or a learner of one's own may raise anything
         what = error.message if isinstance(error, FedlabError) else f"{type(error).__name__}: {error}"

@@ -69,7 +69,7 @@ class Trials:
         """What `go` would recall for each task, all asked at once; None where the world decides what is asked."""
         if hasattr(self._world, "attempt"):
             return [None] * len(tasks)
-        return await self._recall(agent, [task._replace(answer=None) for task in tasks])
+        return await self._recall(agent, [_question(task) for task in tasks])
 
     async def go(
         self,
@@ -95,8 +95,7 @@ class Trials:
         steps: list[Step] = []
         asked, outcomes = _advance(walk, None)
         while asked is not None:
-            # What the world knows is told afterwards, if at all.
-            question = asked._replace(answer=None)
+            question = _question(asked)
             memories = (await self._recall(agent, [question]))[0] if ahead is None else ahead
             answer = self._learner.act(question, memories, rng)
             if inspect.isawaitable(answer):
@@ -123,7 +122,7 @@ class Trials:
             )
             found.update(zip([(query, place) for place in places], given, strict=True))
         self.recall_seconds += time.perf_counter() - began
-        return [_once(found[query, place] for query in wanted) for place, wanted in enumerate(asked)]
+        return [_once([found[query, place] for query in wanted]) for place, wanted in enumerate(asked)]
 
     def _vector(self, task: Task) -> Vector:
         if not self._similar:
@@ -135,7 +134,14 @@ class Trials:
         return self._vectors.of(task)
 
 
-def _once(lists: Iterable[Sequence[Memory]]) -> list[Memory]:
+def _question(task: Task) -> Task:
+    """A task as a learner sees it: what the world knows is told afterwards, if at all."""
+    return Task(task.task, task.input, None, task.vector)
+
+
+def _once(lists: Sequence[list[Memory]]) -> list[Memory]:
+    if len(lists) == 1:
+        return lists[0]
     found: dict[str, Memory] = {}
     for memories in lists:
         for memory in memories:
@@ -202,7 +208,7 @@ def _checked_outcomes(outcomes: object, world: World) -> list[Outcome]:
 
 
 def _step(task: Task, memories: Sequence[Memory], answer: Answer, learner: Learner) -> Step:
-    recalled = tuple(memory.episode.id for memory in memories)
+    recalled = tuple([memory.episode.id for memory in memories])
     used = recalled if answer.used is None else answer.used
     given = (used,) if isinstance(used, str) or not isinstance(used, Iterable) else tuple(used)
     if unknown := [each for each in given if each not in recalled]:
@@ -211,7 +217,7 @@ def _step(task: Task, memories: Sequence[Memory], answer: Answer, learner: Learn
             " were recalled: used is a sequence of their ids",
             field="used",
         )
-    return Step(task, recalled, given, max((memory.similarity for memory in memories), default=None), answer.metadata)
+    return Step(task, recalled, given, max([memory.similarity for memory in memories], default=None), answer.metadata)
 
 
 def _paired(task: Task, steps: Sequence[Step], outcomes: Sequence[Outcome]) -> list[Trial]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -10,7 +12,8 @@ import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
-from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query
+from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, running
+from fedlab.lab.calm import calm
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import free_port
 
@@ -204,10 +207,28 @@ def test_as_long_as_some_succeed_all_are_tried(tmp_path):
         tried.run_sync(tmp_path / "run", progress=False)
 
 
-def test_a_hub_that_is_away_is_said_before_anything_is_tried(tmp_path):
+def test_a_hub_that_is_away_is_said_before_anything_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "connect", functools.partial(running.connect, retry_for=0.2))
     with pytest.raises(HubUnavailable):
         experiment().run_sync(tmp_path / "run", hub=f"ws://127.0.0.1:{free_port()}", progress=False)
     assert not (tmp_path / "run/failed").exists()
+
+
+def test_what_was_there_before_a_cell_is_searched_for_garbage_again_afterwards():
+    assert not gc.get_freeze_count()
+    with pytest.raises(ValueError, match="mine"), calm():
+        assert gc.get_freeze_count()
+        with calm():
+            pass
+        raise ValueError("mine")
+    assert not gc.get_freeze_count()
+    gc.freeze()
+    try:
+        with calm():
+            pass
+        assert gc.get_freeze_count()  # who froze it has it frozen still
+    finally:
+        gc.unfreeze()
 
 
 class Broken:
