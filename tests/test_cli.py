@@ -462,3 +462,6 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
+    wrong = run("hold", running.url, "acme", "nobody", "--reason", "r")
+    assert wrong.code == 1
+    assert "'nobody'" in wrong.err
