@@ -4,6 +4,7 @@ snapshots (`snapshots.py`), from which the next start loads them.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -137,6 +138,7 @@ class Indexes:
         if self._worker is not None:
             self._work.put(None)
             self._worker.join()
+        atexit.unregister(self.close)
 
     def _load(self, tenant_id: str, slot: _Slot, *, use_snapshot: bool) -> None:
         """Build an index from snapshot and database, and put it in service."""
@@ -225,6 +227,9 @@ class Indexes:
             slot.queued = True
             with self._lock:
                 if self._worker is None:
+                    # A process that ends without closing its hub would be aborted: the interpreter unwinds a thread
+                    # that comes back from usearch then, which C++ does not allow.
+                    atexit.register(self.close)
                     self._worker = threading.Thread(target=self._tend_all, name="fedlab-index", daemon=True)
                     self._worker.start()
             self._work.put(tenant_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -615,3 +617,26 @@ def test_policies_tried_one_after_another_are_compared_as_each_alone():
             for hits, ids in ((before, there), (after, np.setdiff1d(there, gone))):
                 similar = index_module.unit(vectors[ids - 1]) @ index_module.unit([query])[0]
                 assert [hit.id for hit in hits] == ids[np.argsort(-similar)][:10].tolist()
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_a_script_that_ends_while_its_index_is_built_ends_as_it_says(tmp_path, end):
+    script = f"""
+import time
+import numpy as np
+from fedlab import Episode, Hub
+hub = Hub({str(tmp_path)!r}, embedder="hashing-64", durability="off")
+common = dict(tenant_id="acme", agent_id="a", task="t", input="", output="", reward=1.0)
+rows = np.random.default_rng(0).normal(size=(30_000, 64))
+for start in range(0, 30_000, 5_000):
+    hub.put([Episode(**common, vector=row) for row in rows[start : start + 5_000]])
+hub.recall("acme", rows[0])
+while hub._indexes._worker is None:
+    time.sleep(0.01)
+time.sleep(0.3)  # in the middle of it
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (3 if end else 0, "")
+    with Hub(tmp_path) as hub:
+        assert hub.stats().episodes == 30_000
