@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # `as`: type checkers take these names for ours, too
     from fedlab.errors import NotPrimary as NotPrimary
     from fedlab.errors import PermissionDenied as PermissionDenied
     from fedlab.errors import QuotaExceeded as QuotaExceeded
+    from fedlab.errors import UnknownEpisode as UnknownEpisode
     from fedlab.errors import UnknownTenant as UnknownTenant
     from fedlab.errors import UnsyncedEpisodes as UnsyncedEpisodes
     from fedlab.hub import Hub as Hub
@@ -83,6 +84,7 @@ _MODULES = {
         "NotPrimary",
         "PermissionDenied",
         "QuotaExceeded",
+        "UnknownEpisode",
         "UnknownTenant",
         "UnsyncedEpisodes",
     ),

@@ -6,6 +6,7 @@ FedlabError
 │   └── InvalidVector       wrong dimension, NaN, infinity or all zeros
 ├── IdConflict              the id is taken: other content, a forgotten episode, or a living agent
 ├── UnknownTenant           nothing was ever stored for this tenant
+├── UnknownEpisode          no episode of the tenant has this id (any more)
 ├── AuthenticationError     no token, or one that is forged, expired or for another hub
 ├── PermissionDenied        a good token that does not allow this
 ├── HeldEpisodes            episodes that are held would have been forgotten or erased
@@ -89,6 +90,12 @@ class UnknownTenant(FedlabError, LookupError):
     """Nothing was ever stored for this tenant: most often a mistyped name."""
 
     code = "unknown_tenant"
+
+
+class UnknownEpisode(FedlabError, LookupError):
+    """No episode of the tenant has this id (any more); `details["ids"]` lists them, and nothing was changed."""
+
+    code = "unknown_episode"
 
 
 class AuthenticationError(FedlabError):

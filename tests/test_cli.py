@@ -462,3 +462,13 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
+    left = run("hold", running.url, "acme", "--all", "--reason", "r").out[0]
+    assert len([json.loads(line)["id"] for line in run("hold", running.url, "acme", "--json").out.splitlines()]) == int(
+        left
+    )
+    assert run("forget", running.url, "acme", first, "--reason", "r").code == 1  # held
+    assert run("release", running.url, "acme", first, "--reason", "r").code == 0
+    assert run("forget", running.url, "acme", first, "--reason", "r").out == "1 episodes are forgotten\n"
+    wrong = run("hold", running.url, "acme", "nobody", "--reason", "r")
+    assert wrong.code == 1
+    assert "'nobody'" in wrong.err

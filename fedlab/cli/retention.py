@@ -62,6 +62,19 @@ def retention(
 
 
 @app.command()
+def forget(
+    hub: HubArgument,
+    tenant: OfTenant,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Which episodes.")],
+    reason: Annotated[str, typer.Option(help="Kept in the log.")],
+    token: Token = None,
+) -> None:
+    """Remove episodes; the log keeps their ids and why. What must be in no file any more takes `fedlab erase`."""
+    with open_hub(hub, token) as connection:
+        typer.echo(f"{connection.forget(tenant, ids, reason=reason):,} episodes are forgotten")
+
+
+@app.command()
 def hold(
     hub: HubArgument,
     tenant: OfTenant,
@@ -72,8 +85,11 @@ def hold(
     min_reward: MinReward = None,
     everything: All = False,
     token: Token = None,
+    as_json: AsJson = False,
 ) -> None:
     """Exempt episodes from every policy until they are released; without a --reason, list what is held."""
+    import msgspec
+
     with open_hub(hub, token) as connection:
         if reason is not None:
             new = connection.hold(
@@ -88,7 +104,11 @@ def hold(
             typer.echo(f"{new:,} episodes are held now that were not before")
             return
         for row in connection.holds(tenant).to_dicts():
-            typer.echo(f"{row['id']}  {row['task']}  {row['reward']:g}  by {row['actor']}  ({row['reason']})")
+            typer.echo(
+                msgspec.json.encode(row)
+                if as_json
+                else f"{row['id']}  {row['task']}  {row['reward']:g}  by {row['actor']}  ({row['reason']})"
+            )
 
 
 @app.command()

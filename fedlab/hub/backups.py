@@ -14,7 +14,6 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, IncompatibleHub, InvalidRequest
-from fedlab.hub import schema
+from fedlab.hub import rawcopy, schema
 from fedlab.hub.directory import Directory, open_database, sync
 from fedlab.hub.ledger import export_ledger
 from fedlab.hub.log import MASK, REDACTED
@@ -83,7 +82,10 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
     try:
         part.mkdir(parents=True)
         with reading_only(database) as connection:
-            manifest = _write_parts(connection, part, chain, now)
+            if chain:
+                manifest = _write_news(connection, part, chain[-1], now)
+            else:
+                manifest = _write_all(connection, database, part, now)
         manifest = msgspec.structs.replace(manifest, hub=str(database.absolute().parent))
         _write_rest(part, path, database.with_name(KEY), manifest, chain)
         part.replace(path)
@@ -120,36 +122,55 @@ def reading_only(database: Path) -> Iterator[sa.Connection]:
             yield connection
 
 
-def _write_parts(connection: sa.Connection, part: Path, chain: list[Part], now: int) -> BackupManifest:
-    """The database, or what is new in it, and what the manifest says of it: all of one moment."""
+def _write_all(connection: sa.Connection, database: Path, part: Path, now: int) -> BackupManifest:
+    """The database, and what the manifest says of it."""
+    copied = part / DATABASE
+    checksum = copy_database(connection, database, copied)
+    with reading_only(copied) as its:
+        manifest = _describe(its, now)
+    return msgspec.structs.replace(manifest, files={DATABASE: BackupFile(bytes=copied.stat().st_size, sha256=checksum)})
+
+
+def copy_database(connection: sa.Connection, database: Path, target: Path) -> str:
+    """Copy a database, which another process may be writing, to a new file on disk; returns its SHA-256, hexadecimal.
+
+    Raises:
+        CorruptHub: If the copy lacks what the database has.
+    """
+    with schema.transaction(connection, "DEFERRED"):
+        head = _head(connection)
+        checksum = rawcopy.copy(database, target)
+    held: bytes | None = None
+    with contextlib.suppress(sa.exc.DatabaseError), reading_only(target) as copied:
+        held = copied.scalar(sa.select(schema.changes.c.hash).where(schema.changes.c.seq == head.seq))
+    if held != head.hash:
+        raise CorruptHub(f"{database} or its write-ahead log is damaged, see `fedlab verify`: it was not copied")
+    return checksum
+
+
+def _write_news(connection: sa.Connection, part: Path, base: Part, now: int) -> BackupManifest:
+    """What is new in the database, and what the manifest says of it: all of one moment."""
     driver: Any = connection.connection.driver_connection
-    file = part / (NEWS if chain else DATABASE)
-    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as target:
-        # It is synced when it is complete; if this process dies before, nobody uses it.
-        target.execute("PRAGMA journal_mode=OFF")
-        target.execute("PRAGMA synchronous=OFF")
-        target.execute("PRAGMA cache_size=10")  # each page is written once: a quarter of the time less
-        if chain:
-            driver.execute("ATTACH ? AS part", (str(file),))
-            driver.execute("PRAGMA part.journal_mode=OFF")
-            driver.execute("PRAGMA part.synchronous=OFF")
-        with schema.transaction(connection, "DEFERRED"):
-            manifest = _describe(connection, now)
-            if chain:
-                _copy_news(connection, chain[-1], manifest)
-            else:
-                driver.backup(target, pages=-1)  # in steps, it would begin anew whenever someone writes
-        if not chain:
-            target.execute("PRAGMA journal_mode=DELETE")  # one file, which can be read where nothing can be written
+    driver.execute("ATTACH ? AS part", (str(part / NEWS),))
+    # It is synced when it is complete; if this process dies before, nobody uses it.
+    driver.execute("PRAGMA part.journal_mode=OFF")
+    driver.execute("PRAGMA part.synchronous=OFF")
+    with schema.transaction(connection, "DEFERRED"):
+        manifest = _describe(connection, now)
+        _copy_news(connection, base, manifest)
     return manifest
+
+
+def _head(connection: sa.Connection) -> sa.Row[Any]:
+    """The last row of the log."""
+    return connection.execute(sa.select(schema.changes).order_by(schema.changes.c.seq.desc()).limit(1)).one()
 
 
 def _describe(connection: sa.Connection, now: int) -> BackupManifest:
     from fedlab import __version__  # the package imports this module lazily
 
     meta = {row.key: row.value for row in connection.execute(sa.select(schema.meta))}
-    head = connection.execute(sa.select(schema.changes).order_by(schema.changes.c.seq.desc()).limit(1)).one()
-
+    head = _head(connection)
     if meta["schema"] != str(schema.VERSION):
         raise IncompatibleHub(
             f"the hub has schema {meta['schema']} and this fedlab backs up {schema.VERSION}: open it once with this"
@@ -205,12 +226,11 @@ def _write_rest(part: Path, path: Path, key: Path, manifest: BackupManifest, cha
     """The key and the manifest; then everything is on disk."""
     if key.exists():
         shutil.copy(key, part / KEY)  # with its mode
-    files = {}
-    with ThreadPoolExecutor(1) as disk:
-        for file in sorted(part.iterdir()):
-            synced = disk.submit(sync, file)  # it is read while it goes to the disk
+    files = dict(manifest.files)
+    for file in sorted(part.iterdir()):
+        if file.name not in files:
+            sync(file)
             files[file.name] = BackupFile(bytes=file.stat().st_size, sha256=sha256(file))
-            synced.result()
     bases = [Base(path=os.path.relpath(each.path, path), checksum=each.manifest.checksum) for each in chain]
     data = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files, bases=bases)))
     checksum = hashlib.sha256(data).hexdigest()

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from fedlab.embedding import get_embedder
 from fedlab.errors import CorruptHub, HubLocked, IncompatibleHub, InvalidRequest
-from fedlab.hub import migrations, schema
+from fedlab.hub import migrations, rawcopy, schema
 from fedlab.hub.log import Head, chain_hash, own_hash
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Directory:
 
     def __init__(self, path: str | Path) -> None:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._file: int | None = None
+        self._in_use = contextlib.ExitStack()
         if str(path) == MEMORY:
             shm = Path("/dev/shm")  # noqa: S108 - a fresh private directory is made inside
             where = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
@@ -67,6 +67,7 @@ class Directory:
             raise InvalidRequest(f"{path} is a file; a hub lives in a directory") from None
         self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False, thread_local=False)
         self._take_lock()
+        self._in_use.enter_context(rawcopy.in_use(self.database))
         # A restore holds the lock: what is staged here now is what one that was killed has left, erased text perhaps.
         shutil.rmtree(self.path / STAGE, ignore_errors=True)
 
@@ -86,14 +87,8 @@ class Directory:
 
     @property
     def file(self) -> int:
-        """The SQLite file, open for reading and writing.
-
-        It stays open until `close`, after the engines: whoever closes a file loses all locks that the process has on
-        it (POSIX), SQLite's too.
-        """
-        if self._file is None:
-            self._file = os.open(self.database, os.O_RDWR)
-        return self._file
+        """The SQLite file, open for reading and writing until `close`, after the engines."""
+        return rawcopy.opened(self.database, os.O_RDWR)
 
     def bytes(self) -> int:
         """Size of all files."""
@@ -106,9 +101,7 @@ class Directory:
 
     def close(self) -> None:
         """Give the lock back, and remove what lived in memory; idempotent."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._in_use.close()
         if self._lock.is_locked:
             (self.path / "hub.pid").unlink(missing_ok=True)
             self._lock.release()

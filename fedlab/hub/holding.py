@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedlab.episode import check_note
-from fedlab.errors import InvalidRequest
+from fedlab.errors import InvalidRequest, UnknownEpisode
 from fedlab.hub import operations, reading
 from fedlab.hub.core import HubCore
 from fedlab.hub.forgetting import in_batches
@@ -43,7 +43,7 @@ class HoldMethods(HubCore):
 
         Args:
             tenant_id: Whose episodes.
-            ids: Which; ids that are not there are no error.
+            ids: Which.
             reason: Kept with each, and in the log; not empty.
             task: Which: those of this task. With several conditions, those that meet them all.
             agent_id: Which: those made by this agent.
@@ -54,9 +54,12 @@ class HoldMethods(HubCore):
 
         Returns:
             How many are held now that were not before.
+
+        Raises:
+            UnknownEpisode: If one of the ids is of no live episode of the tenant; then none is held.
         """
         where = Filter.of(min_reward, since, until, task, agent_id)
-        return self._each(tenant_id, ids, where, operations.hold, reason, actor)
+        return self._each(tenant_id, ids, where, operations.hold, reason, actor, strict=True)
 
     def release(
         self,
@@ -71,7 +74,7 @@ class HoldMethods(HubCore):
         until: datetime | int | None = None,
         actor: str = "local",
     ) -> int:
-        """End holds: the arguments are those of `hold`; returns how many were held."""
+        """End holds: the arguments are those of `hold`; returns how many were held. What is not held is no error."""
         where = Filter.of(min_reward, since, until, task, agent_id)
         return self._each(tenant_id, ids, where, operations.release, reason, actor)
 
@@ -89,20 +92,40 @@ class HoldMethods(HubCore):
         operation: Callable[..., int],
         reason: str,
         actor: str,
+        *,
+        strict: bool = False,
     ) -> int:
         self._require(tenant_id)
         check_note(reason, "reason")
         check_note(actor, "actor")
-        named = () if ids is None else (listed(episodes.c.uid, check_ids(ids)),)
+        wanted = () if ids is None else check_ids(ids)
         if ids is None and where.passes_all:
             raise InvalidRequest(
                 "say which episodes: ids, task, agent_id, min_reward, since or until (since=0 for all)"
             )
         with self._reading() as connection:
-            chosen = Rows(connection, tenant_id, self.clock.now()).part(where).ids(*named)
+            rows = Rows(connection, tenant_id, self.clock.now())
+            if ids is None:
+                chosen = rows.part(where).ids()
+            else:
+                numbers = operations.numbers_of(connection, tenant_id, wanted)
+                known = listed(episodes.c.id, numbers.values())
+                if strict:
+                    _check_live(wanted, numbers, rows.ids(known))
+                chosen = rows.part(where).ids(known)
 
         def work(tx: Transaction, part: Ids) -> int:
             tx.erased.check_open([tenant_id])
             return operation(tx, tenant_id, part.tolist(), reason=reason, actor=actor)
 
         return in_batches(self._writer, chosen, lambda part: lambda tx: work(tx, part))
+
+
+def _check_live(wanted: Sequence[str], numbers: dict[str, int], live: Ids) -> None:
+    there = set(live.tolist())
+    if unknown := [uid for uid in wanted if numbers.get(uid) not in there]:
+        raise UnknownEpisode(
+            f"{len(unknown)} of the ids are of no episode of this tenant, or it was forgotten ({unknown[0]!r:.80} …):"
+            " nothing was held; is the id spelled right?",
+            ids=unknown,
+        )

@@ -24,7 +24,7 @@ from fedlab.hub.sketches import unit
 from fedlab.recall import SIMILARITY, Filter, best
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
     from usearch.index import Index as Graph
@@ -65,6 +65,8 @@ class TenantIndex:
         self._agents: dict[str, int] = {}
         self.dead = 0
         self._neighbours = Neighbours()
+        self._unread: tuple[Callable[[], tuple[Array, Kept] | None], Callable[[], None]] | None = None
+        self._reading = threading.Lock()
         self._compared: tuple[tuple[Any, ...], list[list[Hit]]] | None = None
         self._view = View(
             n=0,
@@ -105,6 +107,18 @@ class TenantIndex:
         with self._lock:
             self._append(list(zip(*rows, strict=True)))
 
+    def numbers(self, end: int) -> dict[str, Array]:
+        """The live rows before `end`: their columns, with tasks and agents as numbers."""
+        view = self._view
+        rows = np.flatnonzero(view.alive[:end])
+        return {name: getattr(view, name)[rows] for name in ("ids", "rewards", "created_at", "tasks", "agents")}
+
+    def take_over(self, numbers: dict[str, Any], tasks: Sequence[str], agents: Sequence[str]) -> None:
+        """Begin with rows whose vectors are in a graph that comes with `adopt`: as from `numbers`, and the names."""
+        self._tasks, self._agents = ({name: number for number, name in enumerate(each)} for each in (tasks, agents))
+        n = len(numbers["ids"])
+        self._view = replace(self._view, n=n, first=n, alive=np.ones(n, np.bool_), **numbers)
+
     def adopt(self, graph: Graph) -> None:
         """Take over a graph that has the vectors of all rows so far."""
         self._view = replace(self._view, graph=graph)
@@ -143,6 +157,7 @@ class TenantIndex:
         fresh._agents, agents = _recoded(self._agents, view.agents[rows])
         kept = {name: getattr(view, name)[rows] for name in ("ids", "rewards", "created_at", "alive", "tail")}
         fresh._view = replace(view, n=len(rows), tasks=tasks, agents=agents, **kept)
+        self._read_near()
         known = self._neighbours.kept(rows[rows < self.known], view.tasks)
         fresh._neighbours = Neighbours(known, tasks)
         return fresh
@@ -270,6 +285,7 @@ class TenantIndex:
     @property
     def known(self) -> int:
         """How many rows, from the first on, are known with what is near them."""
+        self._read_near()
         return self._neighbours.n
 
     def remember(self, end: int | None = None) -> tuple[Array, Kept]:
@@ -287,6 +303,21 @@ class TenantIndex:
             return False
         self._neighbours = Neighbours(known.part(rows), view.tasks)
         return True
+
+    def recognize_later(self, read: Callable[[], tuple[Array, Kept] | None], refuse: Callable[[], None]) -> None:
+        """As `recognize`, of what `read` gives when it is first asked what is near what: a recall does not wait for it.
+
+        What lacks a row is refused.
+        """
+        self._unread = read, refuse
+
+    def _read_near(self) -> None:
+        with self._reading:
+            if self._unread is not None:
+                read, refuse = self._unread
+                if (known := read()) is not None and not self.recognize(*known):
+                    refuse()
+                self._unread = None
 
     def near(self, ids: Array) -> tuple[Array, Array, Array]:
         """Which of some episodes are near each other, and which are known in full.
@@ -310,9 +341,11 @@ class TenantIndex:
 
     def sketches(self, ids: Array) -> Array:
         """Of episodes that `near` was asked for, ascending, shape (n, 32)."""
+        self._read_near()
         return self._neighbours.sketches(rows_of(self._view, ids))
 
     def _follow(self, view: View, end: int, stop: threading.Event | None = None) -> None:
+        self._read_near()
         self._neighbours.follow(view.tasks[:end], lambda rows: vectors_of(view, rows), stop)
 
     def holds(self, ids: Array, vectors: Array) -> Array:

@@ -4,6 +4,7 @@ snapshots (`snapshots.py`), from which the next start loads them.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
@@ -17,12 +18,17 @@ from fedlab.errors import HubUnavailable
 from fedlab.hub.index import EXACT, TAIL, TenantIndex
 from fedlab.hub.log import Forgotten, Stored, unpack_vector
 from fedlab.hub.recent import Recent
-from fedlab.hub.schema import begin, changes, episodes, vectors
-from fedlab.hub.snapshots import Snapshots
+from fedlab.hub.schema import begin, changes, episodes, listed, vectors
+from fedlab.hub.snapshots import Snapshot, Snapshots
+from fedlab.retention.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
 
 logger = logging.getLogger("fedlab.hub")
 
@@ -134,6 +140,7 @@ class Indexes:
         if self._worker is not None:
             self._work.put(None)
             self._worker.join()
+        atexit.unregister(self.close)
 
     def _load(self, tenant_id: str, slot: _Slot, *, use_snapshot: bool) -> None:
         """Build an index from snapshot and database, and put it in service."""
@@ -165,11 +172,10 @@ class Indexes:
             logger.warning("the index snapshot of %r is of another log; it is rebuilt", tenant_id)
             return None
         fresh = TenantIndex(self.dimension)
-        with ThreadPoolExecutor(1, "fedlab-index") as disk:  # a third of the time less
-            reading_graph = disk.submit(self.snapshots.read_graph, tenant_id, snapshot)
-            reading_near = disk.submit(self.snapshots.read_near, tenant_id, snapshot)
-            _read_known(connection, tenant_id, fresh, 0, snapshot.seq)
-            graph, near = reading_graph.result(), reading_near.result()
+        with ThreadPoolExecutor(1, "fedlab-index") as disk:
+            reading = disk.submit(self.snapshots.read_graph, tenant_id, snapshot)
+            self._read_columns(connection, tenant_id, fresh, snapshot)
+            graph = reading.result()
         if graph is None:
             return None
         keys = np.sort(np.asarray(graph.keys, np.int64))
@@ -177,15 +183,27 @@ class Indexes:
         _read_known(connection, tenant_id, fresh, snapshot.seq, last)  # which were added while it was written
         fresh.adopt(graph)
         live = fresh.view.ids[: fresh.view.n]
-        if len(np.setdiff1d(live, keys, assume_unique=True)):
+        same = np.array_equal(live, keys)  # as usual, and quicker to see
+        if not same and len(np.setdiff1d(live, keys, assume_unique=True)):
             logger.warning("the index snapshot of %r lacks episodes; it is rebuilt", tenant_id)
             return None
-        if len(gone := np.setdiff1d(keys, live, assume_unique=True)):
+        if not same and len(gone := np.setdiff1d(keys, live, assume_unique=True)):
             graph.remove(gone)
-        if near is not None and snapshot.near is not None and not fresh.recognize(*near):
-            self.snapshots.refuse_near(tenant_id, snapshot.near, "lacks episodes")
+        fresh.recognize_later(
+            lambda: self.snapshots.read_near(tenant_id, snapshot),
+            lambda: self.snapshots.refuse(tenant_id, snapshot.near, "lacks episodes"),
+        )
         _read_rows(connection, tenant_id, fresh, after=max(last, snapshot.seq))
         return fresh
+
+    def _read_columns(self, connection: sa.Connection, tenant_id: str, fresh: TenantIndex, snapshot: Snapshot) -> None:
+        """The rows that are in a snapshot's graph: from its columns, or a third as quickly from the database."""
+        columns = self.snapshots.read_columns(tenant_id, snapshot)
+        if columns is not None:
+            if _take_over(connection, tenant_id, fresh, columns, snapshot.seq):
+                return
+            self.snapshots.refuse(tenant_id, snapshot.columns, "lacks episodes")
+        _read_known(connection, tenant_id, fresh, 0, snapshot.seq)
 
     def _save(self, tenant_id: str, slot: _Slot) -> None:
         with self.snapshots.lock:
@@ -196,8 +214,7 @@ class Indexes:
             seq = int(view.ids[view.first - 1]) if view.first else 0
             with begin(self._engine) as connection:
                 chain = _chain_at(connection, seq)
-            known = min(index.known, view.first)
-            self.snapshots.save(tenant_id, view.graph, lambda: index.remember(known), known, seq, chain)
+            self.snapshots.save(tenant_id, index, view, seq, chain)
 
     def _tend(self, tenant_id: str, slot: _Slot) -> None:
         """Have the background thread move a long tail into the graph, or see what is near what, or rebuild after
@@ -212,6 +229,9 @@ class Indexes:
             slot.queued = True
             with self._lock:
                 if self._worker is None:
+                    # A process that ends without closing its hub would be aborted: the interpreter unwinds a thread
+                    # that comes back from usearch then, which C++ does not allow.
+                    atexit.register(self.close)
                     self._worker = threading.Thread(target=self._tend_all, name="fedlab-index", daemon=True)
                     self._worker.start()
             self._work.put(tenant_id)
@@ -270,6 +290,37 @@ def _feed(index: TenantIndex, events: Sequence[Stored | Forgotten]) -> None:
             run = []
             index.remove(event.ids)
     index.add(run)
+
+
+def _take_over(
+    connection: sa.Connection, tenant_id: str, index: TenantIndex, columns: dict[str, Array], last: int
+) -> bool:
+    """Add the tenant's episodes up to `last` by their columns in a snapshot; false if one of them is not there.
+
+    Which they are, and the names of tasks and agents, only the database says: as many as there are different ones.
+    """
+    live = Rows(connection, tenant_id, 0, (episodes.c.id <= last,)).ids()
+    rows = np.searchsorted(columns["ids"], live)
+    if not len(live) or rows[-1] == len(columns["ids"]) or (columns["ids"][rows] != live).any():
+        return not len(live)
+    taken = {name: each[rows] for name, each in columns.items()}
+    names = {}
+    for name, column in (("tasks", episodes.c.task), ("agents", episodes.c.agent_id)):
+        some, taken[name] = _firsts(taken[name])
+        query = sa.select(column).where(listed(episodes.c.id, live[some].tolist())).order_by(episodes.c.id)
+        names[name] = connection.scalars(query).all()
+    index.take_over(taken, **names)
+    return True
+
+
+def _firsts(numbers: Array) -> tuple[Array, Array]:
+    """Where each of some small numbers stands first, ascending, and these numbers anew, in this order."""
+    first = np.full(int(numbers.max()) + 1, -1, np.int64)
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # of several, the last that is written stays
+    some = np.sort(first[first >= 0])
+    place = np.empty(len(first), np.int32)
+    place[numbers[some]] = np.arange(len(some), dtype=np.int32)
+    return some, place[numbers]
 
 
 def _read_known(connection: sa.Connection, tenant_id: str, index: TenantIndex, after: int, last: int) -> None:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from fedlab.errors import FedlabError, HubLocked, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
-from fedlab.hub.backups import check_empty, put_together, reading_only
+from fedlab.hub.backups import check_empty, copy_database, put_together, reading_only
 from fedlab.hub.directory import STAGE, Directory, new_hub_id, open_database, read_head, read_hub_id, sync, write_meta
 from fedlab.hub.ledger import Erased, LedgerEntry, apply_ledger, export_ledger, known_to
 from fedlab.hub.log import REDACTED, Statements, Transaction, erased_id
@@ -80,8 +80,8 @@ def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = No
     """Make a directory an independent hub with the memory of another as of then; see `Hub.fork`."""
     _check_free(path)
     with _staged(path) as (_, stage):
-        with schema.look(database) as source, contextlib.closing(sqlite3.connect(stage.database)) as target:
-            source.backup(target, pages=-1)
+        with reading_only(database) as connection:
+            copy_database(connection, database, stage.database)
         with _rewriting(stage, now) as tx:
             origin = tx.connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "hub_id"))
             seq = timetravel.seq_of(tx.connection, at)

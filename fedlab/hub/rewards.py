@@ -145,4 +145,5 @@ def _edges(values: np.ndarray, bins: int) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return np.asarray(np.linspace(low / 2, high / 2, bins + 1) * 2)  # the span of two floats may be none
+    scale = 4.0 if max(-low, high) > 1e300 else 1.0  # the span of two floats may be none
+    return np.asarray(np.linspace(low / scale, high / scale, bins + 1) * scale)

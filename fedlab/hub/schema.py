@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub, FedlabError, HubUnavailable, InvalidRequest
+from fedlab.hub import rawcopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -243,9 +244,10 @@ def open_engine(database: Path, durability: Durability, *, writer: bool) -> sa.E
 @contextlib.contextmanager
 def look(database: Path) -> Iterator[sqlite3.Connection]:
     """A connection that changes no byte of a database: even closing it leaves the write-ahead log alone."""
-    connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)
-    with contextlib.closing(connection):
-        yield connection
+    with rawcopy.in_use(database):
+        connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=30)
+        with contextlib.closing(connection):
+            yield connection
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fedlab import Episode, Hub, InvalidRequest, MinReward, SimulatedClock, UnknownTenant
@@ -212,6 +213,7 @@ NAMES = {"tenant": "tenant_id", "agent": "agent_id"}
 
 
 @settings(max_examples=40, deadline=None)
+@example([("acme", "a", "t1", None, each) for each in (sys.float_info.max, -sys.float_info.max)], ["tenant"], 3)
 @given(groups, by, st.integers(1, 10))
 def test_rewards_are_a_group_by_over_all_episodes(made: list[Any], by: list[str], bins: int):
     clock = SimulatedClock(START)

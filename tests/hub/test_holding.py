@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from fedlab import HeldEpisodes, Hub, InvalidRequest, MaxEpisodes, MinReward, UnknownTenant
+from fedlab import HeldEpisodes, Hub, InvalidRequest, MaxEpisodes, MinReward, UnknownEpisode, UnknownTenant
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_episodes_are_chosen_by_ids_or_by_what_they_are(hub: Hub, ids: list[str]
     assert held(hub) == {"x1", "x6"}
     assert hub.hold("acme", ids, agent_id="a1", min_reward=0.5, reason="r") == 3
     assert held(hub) == {"x1", "x6", "x5", "x7", "x9"}
-    assert hub.hold("acme", ["x1", "nobody"], reason="again") == 0
+    assert hub.hold("acme", ["x1"], reason="again") == 0
     assert hub.release("acme", min_reward=0.6, reason="r") == 3
     assert held(hub) == {"x1", "x5"}
     assert hub.hold("acme", since=0, reason="all") == 8
@@ -114,3 +114,15 @@ def test_holds_survive_a_restart_and_the_database_itself_keeps_what_is_held(tmp_
         hub.set_retention("acme", MinReward(5.0))
         assert hub.apply_retention().removed == {"acme": 2}
         assert held(hub) == set(hub.episodes("acme")["id"]) == {"x1"}
+
+
+def test_what_is_not_there_can_not_be_held_and_is_named(hub: Hub, ids: list[str]):
+    hub.forget("acme", ["x4"], reason="gone")
+    seq = hub.info().seq
+    for wanted, unknown in ((["x1", "nobody"], ["nobody"]), (["x4", "x5"], ["x4"])):
+        with pytest.raises(UnknownEpisode, match=unknown[0]) as raised:
+            hub.hold("acme", wanted, reason="exemplars")
+        assert raised.value.details["ids"] == unknown
+    assert hub.holds("acme").is_empty()
+    assert hub.info().seq == seq
+    assert hub.release("acme", ["nobody"], reason="settled") == 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fedlab import Episode, Hub, Random, Recency, Reward, Similarity, SimulatedClock
 from fedlab.embedding import Hashing
 from fedlab.hub import index as index_module
+from fedlab.hub import indexes, snapshots
 from fedlab.hub.indexes import Indexes
 from fedlab.hub.log import Stored
 from fedlab.recall import Filter
@@ -407,7 +409,7 @@ def of_another_dimension(path: Path) -> None:
 def with_checksum_of(path: Path) -> None:
     manifest = json.loads((path.parent / "manifest.json").read_text())
     for snapshot in manifest["tenants"].values():
-        snapshot["checksum"] = hashlib.blake2b(path.read_bytes()).hexdigest()
+        snapshot["checksum"] = snapshots.checksum_of(path)
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -483,6 +485,56 @@ def test_a_snapshot_is_used_and_follows_the_log(tmp_path, episode, vector, small
         assert hub._indexes.get("acme").view.graph is not None
         assert hub.verify().problems == []
     assert caplog.records == []
+
+
+def lacking(path: Path) -> None:
+    """Every other row, with a checksum that fits."""
+    with path.open("rb") as file:
+        held = {name: np.load(file)[::2] for name in snapshots.COLUMNS}
+    snapshots._save_arrays(path, held)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["tenants"]["acme"]["columns"]["checksum"] = snapshots.checksum_of(path)
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+COLUMNS_DAMAGE = {
+    "none": lambda path: None,
+    "flipped": flip,
+    "truncated": cut,
+    "missing": lambda path: path.unlink(),
+    "lacking": lacking,
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS_DAMAGE)
+def test_columns_of_a_snapshot_are_those_of_the_database(tmp_path, episode, vector, small_graphs, monkeypatch, name):
+    with Hub(tmp_path, embedder="hashing", durability="off") as hub:
+        made = [episode(n, task=f"task {n % 7}", agent_id=f"a{n % 11}", vector=vector(n)) for n in range(300)]
+        hub.put(made)
+        hub.recall("acme", vector(0), 1)
+        small_graphs(hub)
+        hub.forget("acme", [each.id for each in made if each.task == "task 0"], reason="r")
+        hub.put([episode(n, task=f"new {n}", vector=vector(n)) for n in range(300, 310)])
+    (file,) = (tmp_path / "index").glob("*.columns")
+    assert b"task" not in file.read_bytes()
+    COLUMNS_DAMAGE[name](file)
+    read: list[int] = []
+    known = indexes._read_known
+    monkeypatch.setattr(indexes, "_read_known", lambda *given: (read.append(given[3]), known(*given)))
+    for _ in range(2):  # and what is damaged is written anew when the hub is closed
+        read.clear()
+        with Hub(tmp_path, durability="off") as hub:
+            index = hub._indexes.get("acme")
+            ids, *columns = index.columns(("reward", "created_at", "task", "agent_id"))
+            held = hub.episodes("acme")
+            assert ids.tolist() == held["seq"].to_list()
+            for column, kind in zip(columns, ("reward", "created_at", "task", "agent_id"), strict=True):
+                assert column.tolist() == held[kind].to_list()
+            assert len(hub.recall("acme", vector(1), 1_000, task="task 1")) == len(
+                [n for n in range(300) if n % 7 == 1]
+            )
+            assert bool(read and read[0] == 0) == (name != "none")
+            name = "none"
 
 
 def test_a_snapshot_that_is_ahead_of_the_database_is_not_believed(tmp_path, episode, vector, small_graphs):
@@ -565,3 +617,26 @@ def test_policies_tried_one_after_another_are_compared_as_each_alone():
             for hits, ids in ((before, there), (after, np.setdiff1d(there, gone))):
                 similar = index_module.unit(vectors[ids - 1]) @ index_module.unit([query])[0]
                 assert [hit.id for hit in hits] == ids[np.argsort(-similar)][:10].tolist()
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)"])
+def test_a_script_that_ends_while_its_index_is_built_ends_as_it_says(tmp_path, end):
+    script = f"""
+import time
+import numpy as np
+from fedlab import Episode, Hub
+hub = Hub({str(tmp_path)!r}, embedder="hashing-64", durability="off")
+common = dict(tenant_id="acme", agent_id="a", task="t", input="", output="", reward=1.0)
+rows = np.random.default_rng(0).normal(size=(30_000, 64))
+for start in range(0, 30_000, 5_000):
+    hub.put([Episode(**common, vector=row) for row in rows[start : start + 5_000]])
+hub.recall("acme", rows[0])
+while hub._indexes._worker is None:
+    time.sleep(0.01)
+time.sleep(0.3)  # in the middle of it
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (3 if end else 0, "")
+    with Hub(tmp_path) as hub:
+        assert hub.stats().episodes == 30_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from pathlib import Path
@@ -190,7 +189,7 @@ def grown(path: Path, small_graphs, rows: list[Episode]) -> None:
 
 def with_checksum_of(path: Path) -> None:
     manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["tenants"]["acme"]["near"]["checksum"] = hashlib.blake2b(path.read_bytes()).hexdigest()
+    manifest["tenants"]["acme"]["near"]["checksum"] = snapshots.checksum_of(path)
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -202,13 +201,13 @@ def flip(path: Path) -> None:
 
 def of_another_version(path: Path) -> None:
     manifest = path.parent / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 0'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 0'))
 
 
 def of_other_rows(path: Path) -> None:
     """Which lack every other one of those that the graph has."""
-    with np.load(path) as arrays:
-        held = dict(arrays)
+    with path.open("rb") as file:
+        held = {name: np.load(file) for name in ("ids", *neighbours.Kept._fields)}
     half = np.arange(0, len(held["ids"]), 2)
     fewer = neighbours.Kept(*(held[name] for name in neighbours.Kept._fields)).part(half)
     snapshots._save_arrays(path, {"ids": held["ids"][half], **fewer._asdict()})
@@ -322,9 +321,11 @@ def test_no_sketch_of_what_was_erased_is_in_any_byte_of_any_file(tmp_path, small
 def test_a_file_of_near_pairs_is_written_when_more_is_known_and_not_before(tmp_path, small_graphs, monkeypatch):
     rows = lying(300)
     grown(tmp_path, small_graphs, rows[:200])
-    written: list[str] = []
+    written: list[list[str]] = []
     save = snapshots._save_arrays
-    monkeypatch.setattr(snapshots, "_save_arrays", lambda path, arrays: (written.append(path.name), save(path, arrays)))
+    monkeypatch.setattr(
+        snapshots, "_save_arrays", lambda path, arrays: (written.append(list(arrays)), save(path, arrays))
+    )
     with Hub(tmp_path, durability="off") as hub:
         hub.recall("acme", rows[0].vector)
         hub.snapshot()
@@ -334,5 +335,5 @@ def test_a_file_of_near_pairs_is_written_when_more_is_known_and_not_before(tmp_p
         hub.put(rows[200:])
         small_graphs(hub)
         wait_until(lambda: not hub._indexes.get("acme").lags)
-    assert len(written) == 1
-    assert len(list((tmp_path / "index").iterdir())) == 3  # with the manifest and the graph
+    assert ["sketches" in each for each in written] == [False, True]  # the columns, and what is near
+    assert {each.suffix for each in (tmp_path / "index").iterdir()} == {".json", ".usearch", ".columns", ".near"}

@@ -27,6 +27,7 @@ from fedlab import (
     Recency,
     Reward,
     Similarity,
+    UnknownEpisode,
     UnknownTenant,
 )
 from fedlab.net import HubConnection
@@ -278,6 +279,9 @@ async def test_episodes_are_held_and_released(connection: HubConnection, episode
     assert (await connection.holds("acme")).is_empty()
     assert await connection.hold("acme", [made[0].id], reason="exemplar") == 1
     assert await connection.hold("acme", reason="the best", min_reward=0.8, since=0) == 2
+    with pytest.raises(UnknownEpisode) as unknown:
+        await connection.hold("acme", [made[1].id, "nobody"], reason="exemplar")
+    assert unknown.value.details["ids"] == ["nobody"]
     frame = await connection.holds("acme")
     assert frame["id"].to_list() == [made[n].id for n in (0, 8, 9)]
     assert frame.equals(hub.holds("acme"))
