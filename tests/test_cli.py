@@ -362,7 +362,7 @@ def test_a_tenant_is_erased_once_its_name_was_typed_and_the_ledger_tells(
 ):
     for typed, code in (("globex\n", 1), ("", 1), ("acme\n", 0)):
         monkeypatch.setattr("sys.stdin", io.StringIO(typed))
-        done = run("erase", lab, "--tenant", "acme", "--reason", "request 17")
+        done = run("erase", lab, "acme", "--reason", "request 17")
         assert done.code == code
     assert "5 episodes" in done.out
     ledger = run("erasures", lab)
@@ -371,18 +371,18 @@ def test_a_tenant_is_erased_once_its_name_was_typed_and_the_ledger_tells(
     assert "acme" not in ledger.out
     (row,) = map(json.loads, run("erasures", lab, "--json").out.splitlines())
     assert (row["scope"], row["episodes"]) == ("tenant", 5)
-    assert run("erase", lab, "--tenant", "acme", "--reason", "r", "--yes").code == 1
+    assert run("erase", lab, "acme", "--reason", "r", "--yes").code == 1
     assert "globex" in run("stats", lab).out
 
 
 def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: HubProcess, episode: Make):
     with fedlab.connect_sync(running.url) as hub:
         hub.put([episode(1, id="x1", agent_id="zed"), episode(2, id="x2"), episode(3, id="x3")])
-    options = ("--tenant", "acme", "--reason", "r", "--yes")
-    assert run("erase", running.data, *options, "--agent", "zed", "--id", "x2").code == 2
-    assert "1 episodes" in run("erase", running.data, *options, "--agent", "zed").out
-    assert "2 episodes" in run("erase", running.url, *options, "--id", "x2", "--id", "x3").out
-    assert run("erase", running.url, *options, "--id", "x2").code == 1
+    options = ("--reason", "r", "--yes")
+    assert run("erase", running.data, "acme", "x2", *options, "--agent", "zed").code == 2
+    assert "1 episodes" in run("erase", running.data, "acme", *options, "--agent", "zed").out
+    assert "2 episodes" in run("erase", running.url, "acme", "x2", "x3", *options).out
+    assert run("erase", running.url, "acme", "x2", *options).code == 1
     assert run("erasures", running.url).out.count("\n") == 2
 
 
@@ -462,6 +462,8 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
+    assert run("hold", running.url, "acme", "--until", "2001-01-01T00:00", "--reason", "r").out[0] == "0"
+    assert "yesterday" in run("hold", running.url, "acme", "--since", "yesterday", "--reason", "r").err
     left = run("hold", running.url, "acme", "--all", "--reason", "r").out[0]
     assert len([json.loads(line)["id"] for line in run("hold", running.url, "acme", "--json").out.splitlines()]) == int(
         left

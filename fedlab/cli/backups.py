@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedlab.cli.shared import Token, app
+from fedlab.cli.shared import Token, app, moment
 from fedlab.errors import InvalidRequest
 
 At = Annotated[
@@ -72,7 +71,7 @@ def restore(
     """Make a directory the hub that a backup holds, after checking all of it."""
     from fedlab.hub import Hub
 
-    with Hub.restore(source, destination, at=_moment(at), overwrite=overwrite, ledger_from=ledger_from) as hub:
+    with Hub.restore(source, destination, at=moment(at, "--at"), overwrite=overwrite, ledger_from=ledger_from) as hub:
         typer.echo(f"{hub!r}, change {hub.info().seq:,}, epoch {hub.info().epoch}")
 
 
@@ -83,7 +82,7 @@ def fork(hub: HubDirectory, destination: Destination, at: At = None) -> None:
     from fedlab.hub import Hub
     from fedlab.hub.restoring import fork as make_fork
 
-    make_fork(_database(hub), destination, SystemClock().now(), at=_moment(at))
+    make_fork(_database(hub), destination, SystemClock().now(), at=moment(at, "--at"))
     with Hub(destination) as forked:
         typer.echo(f"{forked!r}, change {forked.info().seq:,}")
 
@@ -93,12 +92,3 @@ def _database(hub: str | Path) -> Path:
     if not database.exists():
         raise InvalidRequest(f"{hub} is no hub: a hub's directory has a hub.db, and a URL begins with ws:// or wss://")
     return database
-
-
-def _moment(at: str | None) -> datetime | int | None:
-    if at is None or at.isdecimal():
-        return None if at is None else int(at)
-    try:
-        return datetime.fromisoformat(at)
-    except ValueError:
-        raise InvalidRequest(f"--at is the number of a change, or a time as 2026-11-30T12:00, not {at!r:.80}") from None

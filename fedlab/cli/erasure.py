@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
-from fedlab.cli.shared import AsJson, HubArgument, Token, app, open_hub
+from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, open_hub
 from fedlab.errors import InvalidRequest
 
 
 @app.command()
 def erase(
     hub: HubArgument,
-    tenant: Annotated[str, typer.Option(help="Whose memory.")],
+    tenant: OfTenant,
     reason: Annotated[str, typer.Option(help="Kept in the log; leave the names of what is erased out.")],
+    ids: Ids = None,
     agent: Annotated[str | None, typer.Option(help="Only this agent of the tenant, with its episodes.")] = None,
-    ids: Annotated[list[str] | None, typer.Option("--id", help="Only this episode. Repeatable.")] = None,
     even_held: Annotated[bool, typer.Option("--even-held", help="Held episodes too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the tenant's name again.")] = False,
     token: Token = None,
 ) -> None:
     """Erase a tenant, an agent or episodes from every file of a hub, and print the evidence."""
     if agent is not None and ids:
-        raise typer.BadParameter("erase an agent or some episodes, not both", param_hint="--id")
+        raise typer.BadParameter("erase an agent or some episodes, not both", param_hint="--agent")
     what = f"agent {agent} of " if agent else f"{len(ids)} episodes of " if ids else ""
     if not yes and typer.prompt(f"{what}{tenant} will be erased, and nothing brings it back. Its name?") != tenant:
         raise InvalidRequest("that is another name: nothing was erased")

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from fedlab.cli.shared import AsJson, HubArgument, Token, app, open_hub
+from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, moment, open_hub
 from fedlab.errors import InvalidRequest
 
-OfTenant = Annotated[str, typer.Argument(metavar="TENANT", help="Whose episodes.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which episodes.")]
 Reason = Annotated[str | None, typer.Option(help="Kept in the log.")]
 Task = Annotated[str | None, typer.Option(help="Episodes of this task.")]
 Agent = Annotated[str | None, typer.Option(help="Episodes made by this agent.")]
 MinReward = Annotated[float | None, typer.Option(help="Episodes with at least this reward.")]
+Since = Annotated[str | None, typer.Option(help="Episodes made at this time or later (2026-11-30T12:00, or ms UTC).")]
+Until = Annotated[str | None, typer.Option(help="Episodes made before this time.")]
 All = Annotated[bool, typer.Option("--all", help="All episodes of the tenant.")]
 
 
@@ -83,6 +83,8 @@ def hold(
     task: Task = None,
     agent: Agent = None,
     min_reward: MinReward = None,
+    since: Since = None,
+    until: Until = None,
     everything: All = False,
     token: Token = None,
     as_json: AsJson = False,
@@ -99,7 +101,8 @@ def hold(
                 task=task,
                 agent_id=agent,
                 min_reward=min_reward,
-                since=0 if everything else None,
+                since=0 if everything else moment(since, "--since"),
+                until=moment(until, "--until"),
             )
             typer.echo(f"{new:,} episodes are held now that were not before")
             return
@@ -120,6 +123,8 @@ def release(
     task: Task = None,
     agent: Agent = None,
     min_reward: MinReward = None,
+    since: Since = None,
+    until: Until = None,
     everything: All = False,
     token: Token = None,
 ) -> None:
@@ -132,6 +137,7 @@ def release(
             task=task,
             agent_id=agent,
             min_reward=min_reward,
-            since=0 if everything else None,
+            since=0 if everything else moment(since, "--since"),
+            until=moment(until, "--until"),
         )
     typer.echo(f"{released:,} episodes are released")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import contextlib
@@ -20,6 +23,8 @@ HubArgument = Annotated[
 ]
 Token = Annotated[str | None, typer.Option(envvar="FEDLAB_TOKEN", help="For a hub that is not this user's own.")]
 Tenant = Annotated[str | None, typer.Option(help="Only this tenant.")]
+OfTenant = Annotated[str, typer.Argument(metavar="TENANT", help="Whose episodes.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which episodes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
 
 
@@ -47,3 +52,17 @@ def open_hub(
     from fedlab import net
 
     return net.open_hub(target, token, retry_for=patience)
+
+
+def moment(text: str | None, option: str) -> datetime | int | None:
+    """What a user typed behind an option that takes a number or a time.
+
+    Raises:
+        InvalidRequest: If it is neither.
+    """
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidRequest(f"{option} is a number or a time as 2026-11-30T12:00, not {text!r:.80}") from None
