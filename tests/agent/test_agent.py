@@ -18,8 +18,11 @@ from fedlab import (
     SystemClock,
     UnsyncedEpisodes,
     connect,
+    serve,
 )
 from fedlab.agent.spool import read_spool
+from fedlab.net import load_key, make_token
+from fedlab.net.tokens import KEY_FILE
 
 
 async def ended(agent: EphemeralAgent) -> None:
@@ -364,3 +367,15 @@ async def test_several_queries_at_once_search_hub_and_ram(site):
     with pytest.raises(InvalidRequest, match="sequence of texts or vectors"):
         await agent.query_many("alpha")
     await agent.destroy()
+
+
+async def test_a_token_that_ends_before_its_agent_is_said_at_once(caplog):
+    with Hub(":memory:", embedder="hashing") as hub:
+        async with serve(hub, port=0) as server:
+            key, hub_id = load_key(hub.path / KEY_FILE), hub.info().hub_id
+            short, long = (make_token(key, hub_id, "acme", "agent", expires_in=each) for each in (200, 400))
+            for token in (None, long):
+                async with EphemeralAgent.spawn(server.url, tenant_id="acme", token=token):
+                    assert caplog.messages == []
+            async with EphemeralAgent.spawn(server.url, tenant_id="acme", token=short) as agent:
+                assert f"the token of agent {agent.session_id} ends in " in caplog.text

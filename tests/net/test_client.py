@@ -288,6 +288,31 @@ async def test_a_token_that_was_given_is_refused_at_once(server):
             await hub.info()
 
 
-def test_an_empty_token_is_not_the_right_of_the_owner():
-    with pytest.raises(InvalidRequest, match="token is empty"):
-        connect("ws://127.0.0.1:1", token="")
+@pytest.mark.parametrize("token", ["", " \n", "two words", "two\nlines", "é", 7])
+def test_what_can_be_no_token_is_refused_before_anything_is_sent(token: Any, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InvalidRequest, match="token"):
+        connect("ws://127.0.0.1:1", token=token)
+    if isinstance(token, str) and token.strip():
+        monkeypatch.setenv("FEDLAB_TOKEN", token)
+        with pytest.raises(InvalidRequest, match="token"):
+            connect("ws://127.0.0.1:1")
+
+
+async def test_a_token_may_come_with_the_line_end_of_its_file(server: HubServer, token: Any, monkeypatch):
+    good = token(None, "admin") + "\n"
+    async with connect(server.url, good) as hub:
+        await hub.info()
+    monkeypatch.setenv("FEDLAB_TOKEN", good)
+    async with connect(server.url) as hub:
+        await hub.info()
+
+
+async def test_a_token_of_the_environment_that_is_refused_is_named(server: HubServer, monkeypatch):
+    monkeypatch.setenv("FEDLAB_TOKEN", "stale")
+    for given in (None, "stale"):  # the command line finds it by itself, and gives it
+        with pytest.raises(AuthenticationError, match=r"\$FEDLAB_TOKEN"):
+            async with connect(server.url, given):
+                pass
+    with pytest.raises(AuthenticationError, match="no valid token: [^$]*$"):
+        async with connect(server.url, "another"):
+            pass

@@ -24,7 +24,7 @@ from websockets.asyncio.client import connect as dial
 from websockets.exceptions import InvalidStatus
 
 import fedlab
-from fedlab import Episode, FedlabError, Hub, HubUnavailable, InvalidRequest
+from fedlab import Episode, FedlabError, Hub, HubLocked, HubUnavailable, InvalidRequest
 from fedlab.net import HubServer, Settings
 from fedlab.net.discovery import find
 
@@ -187,9 +187,21 @@ def test_a_certificate_that_can_not_be_used_is_refused(hub: Hub, tmp_path: Path,
 
 
 async def test_a_port_that_is_taken_is_named(server: HubServer):
-    with pytest.raises(InvalidRequest, match=str(server.port)):
+    with pytest.raises(InvalidRequest, match=f"{server.port}.*Port 0 takes a free one"):
         async with fedlab.serve(":memory:", port=server.port, embedder="hashing"):
             pass
+
+
+async def test_a_directory_that_another_server_has_open_is_refused_with_its_url(tmp_path: Path):
+    command = [sys.executable, "-m", "fedlab", "hub", "--data", str(tmp_path / "lab"), "--port", "0"]
+    with subprocess.Popen([*command, "--embedder", "hashing"], stderr=subprocess.PIPE) as process:
+        try:
+            await asyncio.to_thread(process.stderr.readline)
+            with pytest.raises(HubLocked, match=f"pid {process.pid}.* listens at ws://127.0.0.1:"):
+                async with fedlab.serve(tmp_path / "lab", port=0):
+                    pass
+        finally:
+            process.kill()
 
 
 async def test_a_connection_that_ends_without_a_goodbye_lets_the_lease_run(tmp_path: Path, episode: Make):
