@@ -44,7 +44,8 @@ async def test_spawn_is_awaited_or_entered(site):
             pass
     assert not agent.alive
     assert site.agent_status("agent-001") == "destroyed"
-    assert "not spawned yet" in repr(EphemeralAgent.spawn(site.target, "acme-corp"))
+    with pytest.raises(AttributeError, match=r"not spawned yet: write 'await .* has no 'store_episode'"):
+        EphemeralAgent.spawn(site.target, "acme-corp").store_episode()
 
 
 async def test_agents_that_spawn_at_once_have_ids_of_their_own(site):
