@@ -181,6 +181,41 @@ async def test_destroy_syncs_frees_and_may_be_repeated(site, doing):
             await call()
 
 
+@pytest.mark.parametrize("turns", range(1, 5))
+async def test_a_destroy_that_is_cancelled_goes_on(site, doing, turns):
+    agent = await site.spawn(agent_id="a")
+    await agent.store_episode(**doing)
+    task = asyncio.create_task(agent.destroy())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await agent.destroy()
+    assert (site.agent_status("a"), len(site.hub.episodes("acme-corp")), agent.unsynced) == ("destroyed", 1, 0)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancel_during_the_sync_after_the_work_lets_it_go_on(site, doing, turns):
+    agent = await site.spawn()
+    worked = asyncio.Event()
+
+    async def work(agent):
+        await agent.store_episode(**doing)
+        worked.set()
+
+    task = asyncio.create_task(agent.execute(work))
+    await worked.wait()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(10):
+        while agent.unsynced:
+            await asyncio.sleep(0)
+    assert len(site.hub.episodes("acme-corp")) == 1
+    await agent.destroy()
+
+
 async def test_the_end_of_the_lifetime_syncs_and_destroys(site, doing):
     agent = await site.spawn(lifetime=300)
     await agent.store_episode(**doing)

@@ -120,6 +120,16 @@ async def test_an_agent_keeps_its_life_over_a_lost_connection(proxy: Proxy, hub:
     assert hub.agents()["status"].to_list() == ["destroyed"]
 
 
+async def test_the_life_of_an_agent_that_asks_nothing_is_taken_up_again_too(
+    proxy: Proxy, server: HubServer, token: Any
+):
+    async with fedlab.connect(proxy.url, token(None, "admin")) as connection:
+        await connection.spawn_agent("acme", "a1", lifetime=60)
+        left = server.holders["acme", "a1"]
+        proxy.cut()
+        await until(lambda: server.holders.get(("acme", "a1")) not in (None, left))
+
+
 async def test_a_repeated_goodbye_does_not_end_the_life_of_a_namesake(hub: Hub, token: Any, server: Any, episode: Make):
     async with fedlab.connect(server.url, token(None, "admin")) as connection:
         first = await connection.begin_life("acme", "a1", lifetime=60)
