@@ -168,10 +168,10 @@ class HubServer:
                 logger=logging.getLogger("fedlab.net.websockets"),
             )
         except OSError as error:
-            taken = "; another hub? Port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
-            raise InvalidRequest(
-                f"can not listen on {self.host}:{self.port}: {error.strerror or error}{taken}"
-            ) from None
+            why = error.strerror or str(error)
+            if error.errno == errno.EADDRINUSE:
+                why = "address already in use. Is another hub running there? Port 0 takes a free one"
+            raise InvalidRequest(f"can not listen on {self.host}:{self.port}: {why}") from None
         self.port = next(iter(self._listener.sockets)).getsockname()[1]
         # Announced before the first client can come, and after the port is ours.
         if self.host in WILDCARDS or is_loopback(self.host):
