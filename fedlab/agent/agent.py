@@ -16,7 +16,7 @@ from fedlab.agent.remains import bury
 from fedlab.agent.session import Session
 from fedlab.agent.spawning import Spawning, check_lifetime
 from fedlab.agent.spool import push_spool
-from fedlab.agent.transport import open_connection
+from fedlab.agent.transport import check_token_end, open_connection
 from fedlab.agent.work import bind
 from fedlab.clock import SystemClock
 from fedlab.episode import check_name, embedding_text, to_vector
@@ -149,6 +149,8 @@ class EphemeralAgent:
                     await connection.close()
                 raise
             session = Session(connection, owned, life, tenant_id, name, time, pull_limit)
+            if clock is None:
+                check_token_end(connection, session.name, lifetime)
             maker = Maker(tenant_id, name, life.hub.dimension, stamps=clock is not None, rng=rng)
             return cls(session, maker, clock=time, expires_at=expires_at, spool=spool)
 

@@ -52,6 +52,12 @@ class Spawning:
             raise
         return birth.result()
 
+    if not TYPE_CHECKING:  # a type checker is to see what is missing
+
+        def __getattr__(self, name):
+            # Only what is not there comes here: most often an `await` was left out.
+            raise AttributeError(f"{self!r} has no {name!r}", name=name, obj=self)
+
     def __repr__(self) -> str:
         return "<EphemeralAgent, not spawned yet: write 'await EphemeralAgent.spawn(…)' or 'async with'>"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from fedlab.errors import InvalidRequest
@@ -9,6 +11,8 @@ from fedlab.errors import InvalidRequest
 if TYPE_CHECKING:
     from fedlab.hub import Hub
     from fedlab.net import HubConnection, Role
+
+log = logging.getLogger(__name__)
 
 
 def open_connection(
@@ -43,3 +47,22 @@ def open_connection(
     if hasattr(hub, "subscribe"):
         return hub, False
     raise InvalidRequest(f"hub is a URL, a Hub or an open connection, not {type(hub).__name__}", field="hub")
+
+
+def check_token_end(connection: HubConnection, session_id: str, lifetime: float) -> None:
+    """Say it at once if an agent's token ends before the agent: what it learns after that no sync would take.
+
+    Args:
+        connection: The agent's.
+        session_id: The agent.
+        lifetime: Seconds from now.
+    """
+    end: float | None = getattr(connection, "token_end", None)
+    if end is not None and (left := end - time.time()) < lifetime:
+        log.warning(
+            "the token of agent %s ends in %.0f s and its lifetime in %g s: what it has not synced until then can"
+            " only be spooled or handed to you; `fedlab token --expires` makes one that outlives its agents",
+            session_id,
+            left,
+            lifetime,
+        )

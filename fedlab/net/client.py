@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedlab.errors import AuthenticationError
 from fedlab.net import protocol
 from fedlab.net.connection import HubConnection
 from fedlab.net.discovery import check_url
@@ -17,6 +18,7 @@ from fedlab.net.link import Link
 from fedlab.net.pages import Page, to_frame
 from fedlab.net.protocol import JSON, METHODS, MSGPACK
 from fedlab.net.settings import Settings
+from fedlab.net.tokens import token_end
 
 if TYPE_CHECKING:
     import ssl
@@ -40,6 +42,10 @@ class RemoteConnection(HubConnection):
         json: Speak JSON instead of MessagePack.
         tls: How to check the hub's certificate; the system's authorities if not given.
         max_message: Largest message in bytes; not above the server's.
+        from_environment: Whether the token is that of $FEDLAB_TOKEN: then an error says so.
+
+    Attributes:
+        token_end: When the token ends, seconds since 1970; None if it can be made anew, or does not say.
     """
 
     def __init__(
@@ -52,8 +58,11 @@ class RemoteConnection(HubConnection):
         json: bool = False,
         tls: ssl.SSLContext | None = None,
         max_message: int = Settings().max_message,
+        from_environment: bool = False,
     ) -> None:
         self.url = check_url(url)
+        self.token_end = token_end(token) if isinstance(token, str) else None
+        self._from_environment = from_environment
         self._link = Link(
             url,
             token,
@@ -66,7 +75,13 @@ class RemoteConnection(HubConnection):
 
     async def call(self, method: str, params: protocol.Params) -> Any:
         """Ask the hub; sent again on the next connection if this one breaks."""
-        answer = await self._link.ask(method, params, extra=_extra_time(params))
+        try:
+            answer = await self._link.ask(method, params, extra=_extra_time(params))
+        except AuthenticationError as error:
+            if not self._from_environment:
+                raise
+            # Nobody who connects thinks of it, and on his own machine he would need none.
+            raise AuthenticationError(f"{error.message} (the token is that of $FEDLAB_TOKEN)") from None
         if isinstance(params, protocol.SpawnAgent):
             self._link.hold(params)
         elif isinstance(params, protocol.SyncAgent) and params.ending is not None:

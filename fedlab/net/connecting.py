@@ -70,11 +70,11 @@ def connect(
             options["tls"] = ssl.create_default_context(cafile=str(tls_ca))
         except OSError as error:
             raise InvalidRequest(f"the certificates {tls_ca} can not be used: {error}") from None
-    given = os.environ.get("FEDLAB_TOKEN") or None if token is None else token
-    if given == "":
-        raise InvalidRequest(
-            "the token is empty: leave it out (None) to use your own rights on this machine", field="token"
-        )
+    found = os.environ.get("FEDLAB_TOKEN", "").strip() or None
+    given = found if token is None else token
+    if given is not None:
+        given = _plain(given)
+        options["from_environment"] = given == found
     find_token = functools.partial(_found_token, check_url(target), tenant_id, agent_id, role)
     return RemoteConnection(
         target, find_token if given is None else given, timeout=timeout, retry_for=retry_for, json=json, **options
@@ -116,3 +116,16 @@ def _found_token(url: str, tenant_id: str | None, agent_id: str | None, role: Ro
     if found is None:
         return None
     return make_token(load_key(Path(found.key)), found.hub_id, tenant_id, role, agent_id, TOKEN_LIFETIME)
+
+
+def _plain(token: str) -> str:
+    """A token without the line end of the file that it was read from.
+
+    Raises:
+        InvalidRequest: If it can be none.
+    """
+    plain = token.strip() if isinstance(token, str) else ""
+    if plain.isascii() and plain.isprintable() and plain and " " not in plain:
+        return plain
+    what = "the token is empty" if token == "" else "this is no token: it is what `fedlab token` prints"
+    raise InvalidRequest(f"{what}; leave it out (None) to use your own rights on this machine", field="token")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -19,12 +20,12 @@ from urllib.parse import urlsplit
 import msgspec
 from websockets.asyncio.server import serve as listen
 
-from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest, PermissionDenied
+from fedlab.errors import AuthenticationError, HubLocked, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
 from fedlab.hub.values import Schedule
 from fedlab.net.backups import Backups
 from fedlab.net.commits import Commits
-from fedlab.net.discovery import Announcement, announce, is_loopback
+from fedlab.net.discovery import Announcement, announce, find_data, is_loopback
 from fedlab.net.metrics import Metrics
 from fedlab.net.protocol import FORMATS
 from fedlab.net.session import WRITE_LIMIT, Connection, Session
@@ -119,14 +120,20 @@ class HubServer:
         if isinstance(self._given, Hub):
             self.hub = self._given
         else:
-            self.hub = await asyncio.to_thread(
-                Hub,
-                self._given,
-                embedder=self._embedder,
-                max_agents_per_tenant=self.settings.max_agents_per_tenant,
-                lease=self.settings.lease,
-                keep_forgotten=self._keep_forgotten,
-            )
+            try:
+                self.hub = await asyncio.to_thread(
+                    Hub,
+                    self._given,
+                    embedder=self._embedder,
+                    max_agents_per_tenant=self.settings.max_agents_per_tenant,
+                    lease=self.settings.lease,
+                    keep_forgotten=self._keep_forgotten,
+                )
+            except HubLocked as locked:
+                running = find_data(Path(self._given))
+                if running is None:
+                    raise
+                raise HubLocked(f"{locked.message}. It listens at {running.url}", **locked.details) from None
         try:
             if self._make_backups is not None:
                 self.backups = await asyncio.to_thread(self._make_backups, self.hub)
@@ -161,7 +168,10 @@ class HubServer:
                 logger=logging.getLogger("fedlab.net.websockets"),
             )
         except OSError as error:
-            raise InvalidRequest(f"can not listen on {self.host}:{self.port}: {error.strerror or error}") from None
+            why = error.strerror or str(error)
+            if error.errno == errno.EADDRINUSE:
+                why = "address already in use. Is another hub running there? Port 0 takes a free one"
+            raise InvalidRequest(f"can not listen on {self.host}:{self.port}: {why}") from None
         self.port = next(iter(self._listener.sockets)).getsockname()[1]
         # Announced before the first client can come, and after the port is ours.
         if self.host in WILDCARDS or is_loopback(self.host):

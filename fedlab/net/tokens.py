@@ -78,9 +78,13 @@ def load_key(path: Path, *, create: bool = False) -> bytes:
 
     Raises:
         AuthenticationError: If it is missing, too short, or others than its owner can read it.
+        OSError: If it can not be made.
     """
     if create and not path.exists():
-        _create_key(path)
+        try:
+            _create_key(path)
+        except OSError as error:
+            raise OSError(error.errno, f"the hub's key can not be written: {error.strerror}", str(path)) from None
     try:
         info = path.stat()
         key = path.read_bytes()
@@ -145,6 +149,15 @@ def make_token(
     if agent_id is not None:
         claims["agent"] = agent_id
     return jwt.encode(claims, key, algorithm="HS256")
+
+
+def token_end(token: str) -> float | None:
+    """When a token says that it ends, seconds since 1970; None if it does not. Its hub alone can tell if it is true."""
+    try:
+        end = jwt.decode(token, options={"verify_signature": False}).get("exp")
+    except (jwt.InvalidTokenError, ValueError, RecursionError):
+        return None
+    return float(end) if isinstance(end, (int, float)) else None
 
 
 def read_token(key: bytes, hub_id: str, token: str) -> Identity:

@@ -18,8 +18,11 @@ from fedlab import (
     SystemClock,
     UnsyncedEpisodes,
     connect,
+    serve,
 )
 from fedlab.agent.spool import read_spool
+from fedlab.net import load_key, make_token
+from fedlab.net.tokens import KEY_FILE
 
 
 async def ended(agent: EphemeralAgent) -> None:
@@ -41,7 +44,8 @@ async def test_spawn_is_awaited_or_entered(site):
             pass
     assert not agent.alive
     assert site.agent_status("agent-001") == "destroyed"
-    assert "not spawned yet" in repr(EphemeralAgent.spawn(site.target, "acme-corp"))
+    with pytest.raises(AttributeError, match=r"not spawned yet: write 'await .* has no 'store_episode'"):
+        EphemeralAgent.spawn(site.target, "acme-corp").store_episode()
 
 
 async def test_agents_that_spawn_at_once_have_ids_of_their_own(site):
@@ -175,6 +179,41 @@ async def test_destroy_syncs_frees_and_may_be_repeated(site, doing):
     ):
         with pytest.raises(AgentExpired, match="was destroyed"):
             await call()
+
+
+@pytest.mark.parametrize("turns", range(1, 5))
+async def test_a_destroy_that_is_cancelled_goes_on(site, doing, turns):
+    agent = await site.spawn(agent_id="a")
+    await agent.store_episode(**doing)
+    task = asyncio.create_task(agent.destroy())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await agent.destroy()
+    assert (site.agent_status("a"), len(site.hub.episodes("acme-corp")), agent.unsynced) == ("destroyed", 1, 0)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancel_during_the_sync_after_the_work_lets_it_go_on(site, doing, turns):
+    agent = await site.spawn()
+    worked = asyncio.Event()
+
+    async def work(agent):
+        await agent.store_episode(**doing)
+        worked.set()
+
+    task = asyncio.create_task(agent.execute(work))
+    await worked.wait()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(10):
+        while agent.unsynced:
+            await asyncio.sleep(0)
+    assert len(site.hub.episodes("acme-corp")) == 1
+    await agent.destroy()
 
 
 async def test_the_end_of_the_lifetime_syncs_and_destroys(site, doing):
@@ -364,3 +403,15 @@ async def test_several_queries_at_once_search_hub_and_ram(site):
     with pytest.raises(InvalidRequest, match="sequence of texts or vectors"):
         await agent.query_many("alpha")
     await agent.destroy()
+
+
+async def test_a_token_that_ends_before_its_agent_is_said_at_once(caplog):
+    with Hub(":memory:", embedder="hashing") as hub:
+        async with serve(hub, port=0) as server:
+            key, hub_id = load_key(hub.path / KEY_FILE), hub.info().hub_id
+            short, long = (make_token(key, hub_id, "acme", "agent", expires_in=each) for each in (200, 400))
+            for token in (None, long):
+                async with EphemeralAgent.spawn(server.url, tenant_id="acme", token=token):
+                    assert caplog.messages == []
+            async with EphemeralAgent.spawn(server.url, tenant_id="acme", token=short) as agent:
+                assert f"the token of agent {agent.session_id} ends in " in caplog.text

@@ -119,6 +119,16 @@ async def test_an_id_with_other_content_is_an_error_and_loses_nothing(site, doin
     assert site.agent_status(agent.agent_id) == "destroyed"
 
 
+async def test_an_episode_whose_acknowledgement_was_lost_is_recalled_once(site, doing):
+    agent = await site.spawn()
+    episode = await agent.store_episode(**doing)
+    site.hub.put(episode)
+    assert [memory.episode.id for memory in await agent.query_memories(doing["task"])] == [episode.id]
+    assert agent.unsynced == 1
+    await agent.destroy()
+    assert len(site.hub.episodes("acme-corp")) == 1
+
+
 async def test_a_cancelled_sync_can_be_repeated_and_stores_once(site, doing):
     agent = await site.spawn()
     for _ in range(20):

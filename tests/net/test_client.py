@@ -120,6 +120,16 @@ async def test_an_agent_keeps_its_life_over_a_lost_connection(proxy: Proxy, hub:
     assert hub.agents()["status"].to_list() == ["destroyed"]
 
 
+async def test_the_life_of_an_agent_that_asks_nothing_is_taken_up_again_too(
+    proxy: Proxy, server: HubServer, token: Any
+):
+    async with fedlab.connect(proxy.url, token(None, "admin")) as connection:
+        await connection.spawn_agent("acme", "a1", lifetime=60)
+        left = server.holders["acme", "a1"]
+        proxy.cut()
+        await until(lambda: server.holders.get(("acme", "a1")) not in (None, left))
+
+
 async def test_a_repeated_goodbye_does_not_end_the_life_of_a_namesake(hub: Hub, token: Any, server: Any, episode: Make):
     async with fedlab.connect(server.url, token(None, "admin")) as connection:
         first = await connection.begin_life("acme", "a1", lifetime=60)
@@ -288,6 +298,31 @@ async def test_a_token_that_was_given_is_refused_at_once(server):
             await hub.info()
 
 
-def test_an_empty_token_is_not_the_right_of_the_owner():
-    with pytest.raises(InvalidRequest, match="token is empty"):
-        connect("ws://127.0.0.1:1", token="")
+@pytest.mark.parametrize("token", ["", " \n", "two words", "two\nlines", "é", 7])
+def test_what_can_be_no_token_is_refused_before_anything_is_sent(token: Any, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InvalidRequest, match="token"):
+        connect("ws://127.0.0.1:1", token=token)
+    if isinstance(token, str) and token.strip():
+        monkeypatch.setenv("FEDLAB_TOKEN", token)
+        with pytest.raises(InvalidRequest, match="token"):
+            connect("ws://127.0.0.1:1")
+
+
+async def test_a_token_may_come_with_the_line_end_of_its_file(server: HubServer, token: Any, monkeypatch):
+    good = token(None, "admin") + "\n"
+    async with connect(server.url, good) as hub:
+        await hub.info()
+    monkeypatch.setenv("FEDLAB_TOKEN", good)
+    async with connect(server.url) as hub:
+        await hub.info()
+
+
+async def test_a_token_of_the_environment_that_is_refused_is_named(server: HubServer, monkeypatch):
+    monkeypatch.setenv("FEDLAB_TOKEN", "stale")
+    for given in (None, "stale"):  # the command line finds it by itself, and gives it
+        with pytest.raises(AuthenticationError, match=r"\$FEDLAB_TOKEN"):
+            async with connect(server.url, given):
+                pass
+    with pytest.raises(AuthenticationError, match="no valid token: [^$]*$"):
+        async with connect(server.url, "another"):
+            pass

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from websockets.asyncio.client import connect as dial
 from websockets.exceptions import InvalidStatus
 
 import fedlab
-from fedlab import Episode, FedlabError, Hub, HubUnavailable, InvalidRequest
+from fedlab import Episode, FedlabError, Hashing, Hub, HubLocked, HubUnavailable, InvalidRequest
 from fedlab.net import HubServer, Settings
 from fedlab.net.discovery import find
 
@@ -187,9 +188,21 @@ def test_a_certificate_that_can_not_be_used_is_refused(hub: Hub, tmp_path: Path,
 
 
 async def test_a_port_that_is_taken_is_named(server: HubServer):
-    with pytest.raises(InvalidRequest, match=str(server.port)):
+    with pytest.raises(InvalidRequest, match=f"{server.port}.*Port 0 takes a free one"):
         async with fedlab.serve(":memory:", port=server.port, embedder="hashing"):
             pass
+
+
+async def test_a_directory_that_another_server_has_open_is_refused_with_its_url(tmp_path: Path):
+    command = [sys.executable, "-m", "fedlab", "hub", "--data", str(tmp_path / "lab"), "--port", "0"]
+    with subprocess.Popen([*command, "--embedder", "hashing"], stderr=subprocess.PIPE) as process:
+        try:
+            await asyncio.to_thread(process.stderr.readline)
+            with pytest.raises(HubLocked, match=f"pid {process.pid}.* listens at ws://127.0.0.1:"):
+                async with fedlab.serve(tmp_path / "lab", port=0):
+                    pass
+        finally:
+            process.kill()
 
 
 async def test_a_connection_that_ends_without_a_goodbye_lets_the_lease_run(tmp_path: Path, episode: Make):
@@ -222,6 +235,28 @@ async def test_a_hub_that_was_given_stays_open_and_one_that_was_opened_is_closed
 
 
 async def test_what_is_under_way_at_shutdown_is_finished(tmp_path: Path, episode: Make):
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Hashing):
+        def embed(self, texts):
+            begun.set()
+            go_on.wait(10)
+            return super().embed(texts)
+
+    async with fedlab.serve(tmp_path / "lab", port=0, embedder=Slow()) as server:
+        connection = fedlab.connect(server.url, retry_for=0)
+        put = asyncio.ensure_future(connection.put(episode()))
+        await asyncio.to_thread(begun.wait, 10)
+        closing = asyncio.ensure_future(server.close())
+        for _ in range(200):  # enough for a goodbye, if one were said
+            await asyncio.sleep(0)
+        go_on.set()
+        assert await put == server.hub.info().seq
+        await closing
+    await connection.close()
+
+
+async def test_what_was_acknowledged_before_a_shutdown_is_there(tmp_path: Path, episode: Make):
     pushed = [episode(n) for n in range(300)]
     async with fedlab.serve(tmp_path / "lab", port=0, embedder="hashing") as server:
         connection = fedlab.connect(server.url, retry_for=0)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlab.errors import AuthenticationError, InvalidRequest, PermissionDenied
-from fedlab.net.tokens import Identity, load_key, make_token, read_token
+from fedlab.net.tokens import Identity, load_key, make_token, read_token, token_end
 
 KEY = b"k" * 32
 CLAIMS: dict[str, Any] = {"aud": "hub", "role": "agent", "tenant": "acme", "iat": 1, "exp": 9_999_999_999}
@@ -131,3 +131,14 @@ def test_roles_are_ordered_and_tenants_are_walls():
     for other in ("acme2", "Acme", "acme/", "acm\u0435", "", "acme\0"):
         with pytest.raises(PermissionDenied):
             observer.check_tenant(other)
+
+
+def test_the_end_of_a_token_can_be_read_without_the_key():
+    assert token_end(signed(exp=17)) == 17
+    for none in ("", "a.b.c", signed(exp=...), signed(exp="soon"), make_token(KEY, "hub", None, "admin")[:-30] + "é"):
+        assert token_end(none) is None
+
+
+def test_a_key_that_can_not_be_written_is_named(tmp_path: Path):
+    with pytest.raises(OSError, match=r"the hub's key can not be written.*missing/hub\.key"):
+        load_key(tmp_path / "missing" / "hub.key", create=True)
