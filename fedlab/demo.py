@@ -163,6 +163,8 @@ class Demo:
         """All generations, with the crash in the middle of one's pushes."""
         async with connect(self.hub.url, timeout=120, retry_for=60) as connection:
             await self._learn_vectors(connection, self._world.module_docs.values())
+            if self._bar is not None:
+                self._bar.reset()  # how long the model took to load says nothing of the lives
             for generation in range(self.generations):
                 await self._generation(connection, generation)
                 self.clock.advance(days=DAYS)

@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import typer.main
 
 import fedlab
 from fedlab import Hub
 from fedlab.cli import main
+from fedlab.cli.serving import warm_up
 from fedlab.cli.shared import app
+from fedlab.embedders import Hashing
 from fedlab.net import SETTINGS
 from tests.processes import HubProcess
 
@@ -474,3 +478,18 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     wrong = run("hold", running.url, "acme", "nobody", "--reason", "r")
     assert wrong.code == 1
     assert "'nobody'" in wrong.err
+
+
+def test_a_hub_that_starts_again_loads_its_model_again(tmp_path: Path):
+    class Counting(Hashing):
+        calls = 0
+
+        def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+            self.calls += 1
+            return super().embed(texts)
+
+    for _ in range(2):
+        with Hub(tmp_path / "hub", embedder=Counting()) as hub:
+            before = hub.embedder.calls
+            warm_up(hub)
+            assert hub.embedder.calls > before

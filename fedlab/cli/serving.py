@@ -108,16 +108,17 @@ async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
         # A thread that comes back from a commit waits for the interpreter's lock no longer than this.
         sys.setswitchinterval(0.0005)
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
-        warm = asyncio.create_task(asyncio.to_thread(_warm_up, server.hub))
+        warm = asyncio.create_task(asyncio.to_thread(warm_up, server.hub))
         await server.until_signal()
         logger.info("shutting down: finishing what is under way")
         await warm
     logger.info("the hub is closed; everything acknowledged is in %s", data)
 
 
-def _warm_up(hub: Hub) -> None:
+def warm_up(hub: Hub) -> None:
+    """Have the hub's model loaded, before somebody waits for it."""
     try:
-        hub.embed(["hello"])
+        hub.embedder.embed(["hello"])  # not the hub, which may know the text and spare the model
     except FedlabError as error:
         logger.warning("only episodes and queries with vectors will be accepted: %s", error.message)
 

@@ -62,7 +62,8 @@ class Directory:
         # Absolute: a notebook may change its working directory while the hub is open.
         self.path = Path(path).absolute()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            # A directory that is there is as open as its owner wants it; a new one is nobody else's to read.
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise InvalidRequest(f"{path} is a file; a hub lives in a directory") from None
         self._lock = filelock.FileLock(self.path / "hub.lock", blocking=False, is_singleton=False, thread_local=False)
@@ -214,6 +215,11 @@ def read_hub_id(path: Path) -> str:
             (hub_id,) = connection.execute("SELECT value FROM meta WHERE key = 'hub_id'").fetchone()
             return str(hub_id)
     except (sqlite3.Error, TypeError) as error:
+        if not (os.access(database, os.R_OK) and os.access(path, os.W_OK)):
+            raise InvalidRequest(
+                f"{database} can not be read by this user, for which it must be allowed to write in {path}, too: ask"
+                " the hub's own user"
+            ) from None
         raise CorruptHub(f"{database} is damaged ({error}). {_WAY_BACK.format(path=path)}") from error
 
 

@@ -8,6 +8,7 @@ from fedlab.episode import check_name, check_note
 from fedlab.errors import InvalidRequest
 from fedlab.hub import reading
 from fedlab.hub.core import HubCore
+from fedlab.hub.values import ERASURE
 from fedlab.recall import check_ids
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class ErasureMethods(HubCore):
     """What a hub erases for good."""
 
     def erase_tenant(
-        self, tenant_id: str, *, reason: str, even_held: bool = False, actor: str = "local"
+        self, tenant_id: str, *, reason: str = ERASURE, even_held: bool = False, actor: str = "local"
     ) -> ErasureReport:
         """Erase a tenant: no file of the hub holds anything of it when this returns.
 
@@ -33,7 +34,7 @@ class ErasureMethods(HubCore):
         Args:
             tenant_id: Whose memory. Copies elsewhere (backups, exports) are as they were; a backup that is restored
                 loses what was erased since.
-            reason: Kept in the log with the actor; it must not name the tenant.
+            reason: Kept in the log with the actor, the number of the request perhaps; it must not name the tenant.
             even_held: Whether to erase held episodes too.
             actor: Who asked.
 
@@ -50,7 +51,7 @@ class ErasureMethods(HubCore):
         return self._eraser.erase("tenant", tenant_id, reason=reason, actor=actor, even_held=even_held)
 
     def erase_agent(
-        self, tenant_id: str, agent_id: str, *, reason: str, even_held: bool = False, actor: str = "local"
+        self, tenant_id: str, agent_id: str, *, reason: str = ERASURE, even_held: bool = False, actor: str = "local"
     ) -> ErasureReport:
         """Erase an agent: its episodes, its lives in the registry, and its name in the tenant's log.
 
@@ -64,7 +65,13 @@ class ErasureMethods(HubCore):
         )
 
     def erase_episodes(
-        self, tenant_id: str, ids: Sequence[str], *, reason: str, even_held: bool = False, actor: str = "local"
+        self,
+        tenant_id: str,
+        ids: Sequence[str],
+        *,
+        reason: str = ERASURE,
+        even_held: bool = False,
+        actor: str = "local",
     ) -> ErasureReport:
         """Erase episodes, live or forgotten, by their ids; those that were never stored are no error, unless all are.
 

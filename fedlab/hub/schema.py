@@ -291,7 +291,8 @@ def as_hub_error(error: Exception) -> FedlabError:
     # Nor is the JSON of metadata what was stored.
     if isinstance(error, (UnicodeDecodeError, msgspec.DecodeError)) or any(sign in reason for sign in signs):
         return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
-    return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}")
+    way_out = ": free space where the hub's directory lies, and try again" if "disk is full" in reason else ""
+    return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}{way_out}")
 
 
 def listed(column: sa.ColumnElement[Any], values: Iterable[Any] | sa.BindParameter[str]) -> sa.ColumnElement[bool]:

@@ -10,6 +10,9 @@ from fedlab._html import table
 from fedlab.clock import to_datetime
 from fedlab.episode import FromHub
 
+ERASURE = "erased on request"
+"""The reason of an erasure that was given none."""
+
 Ending = Literal["destroyed", "expired", "crashed"]
 """How a life ended: by `destroy()`, by its lifetime, or without a goodbye."""
 

@@ -293,8 +293,8 @@ class Writer:
         except Exception as error:
             if not tx.careful:
                 return False
-            logger.exception("a change could not be committed")
             driver = isinstance(error, (sa.exc.DBAPIError, sqlite3.Error))
+            logger.error("a change could not be committed: %s", error, exc_info=None if driver else error)
             failure = schema.as_hub_error(error) if driver else error
             for job in written.batch:
                 job.future.set_exception(failure)

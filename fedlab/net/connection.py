@@ -18,6 +18,7 @@ import numpy as np
 from fedlab.episode import Episode, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import transfer
+from fedlab.hub.values import ERASURE
 from fedlab.net import protocol
 from fedlab.net.aggregates import AggregateCalls
 from fedlab.recall import Filter, check_ids, check_k, check_queries
@@ -322,14 +323,14 @@ class HubConnection(AggregateCalls):
         answer: RetentionReport = await self.call("apply_retention", protocol.ForAnyTenant(tenant_id=tenant_id))
         return answer
 
-    async def erase_tenant(self, tenant_id: str, *, reason: str, even_held: bool = False) -> ErasureReport:
+    async def erase_tenant(self, tenant_id: str, *, reason: str = ERASURE, even_held: bool = False) -> ErasureReport:
         """Erase a tenant; the answer, which comes when everything is done, is the evidence."""
         params = protocol.EraseTenant(tenant_id=tenant_id, reason=reason, even_held=even_held)
         answer: ErasureReport = await self.call("erase_tenant", params)
         return answer
 
     async def erase_agent(
-        self, tenant_id: str, agent_id: str, *, reason: str, even_held: bool = False
+        self, tenant_id: str, agent_id: str, *, reason: str = ERASURE, even_held: bool = False
     ) -> ErasureReport:
         """Erase an agent of a tenant with its episodes."""
         params = protocol.EraseAgent(tenant_id=tenant_id, agent_id=agent_id, reason=reason, even_held=even_held)
@@ -337,7 +338,7 @@ class HubConnection(AggregateCalls):
         return answer
 
     async def erase_episodes(
-        self, tenant_id: str, ids: Sequence[str], *, reason: str, even_held: bool = False
+        self, tenant_id: str, ids: Sequence[str], *, reason: str = ERASURE, even_held: bool = False
     ) -> ErasureReport:
         """Erase episodes by their ids, live or forgotten."""
         params = protocol.EraseEpisodes(
