@@ -134,8 +134,10 @@ def copy(database: Path, target: Path) -> str:
 
 def _fill(part: memoryview, source: int, start: int, log: _Log) -> None:
     """Some pages: of the file, and of the log where it has them."""
-    read = os.preadv(source, [part], start)
-    part[read:] = bytes(len(part) - read)  # behind the end of the file are pages that only the log has
+    at = 0
+    while read := os.preadv(source, [part[at:]], start + at):  # a file system may give less than is there
+        at += read
+    part[at:] = bytes(len(part) - at)  # behind the end of the file are pages that only the log has
     if log.pages:
         for at in range(0, len(part), log.page_size):
             if (page := log.pages.get((start + at) // log.page_size + 1)) is not None:
