@@ -424,6 +424,10 @@ def test_what_can_not_be_backed_up_or_restored_is_said(lab: Path, run: Run, tmp_
     assert "is missing" in run("backup", "--verify", tmp_path).err
     run("backup", lab, tmp_path / "backup")
     assert "overwritten" in run("restore", tmp_path / "backup", lab).err
+    assert "is a backup" in run("stats", tmp_path / "backup").err
+    assert run("backup", "--verify", tmp_path / "backup").code == 0
+    assert "inside" in run("backup", lab, lab / "backup").err
+    assert "is a URL" in run("fork", "ws://127.0.0.1:1", tmp_path / "fork").err
     assert "--at" in run("restore", tmp_path / "backup", tmp_path / "new", "--at", "yesterday").err
 
 
@@ -462,6 +466,9 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
+    for chosen in ([first], ["--all"], ["--task", "task 2"]):
+        refused = run("hold", running.url, "acme", *chosen)
+        assert (refused.code, "nothing was held" in refused.err) == (2, True)
     assert run("hold", running.url, "acme", "--until", "2001-01-01T00:00", "--reason", "r").out[0] == "0"
     assert "yesterday" in run("hold", running.url, "acme", "--since", "yesterday", "--reason", "r").err
     left = run("hold", running.url, "acme", "--all", "--reason", "r").out[0]
