@@ -381,7 +381,9 @@ def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: 
     options = ("--reason", "r", "--yes")
     assert run("erase", running.data, "acme", "x2", *options, "--agent", "zed").code == 2
     assert "1 episodes" in run("erase", running.data, "acme", *options, "--agent", "zed").out
-    assert "2 episodes" in run("erase", running.url, "acme", "x2", "x3", *options).out
+    erased = run("erase", running.url, "acme", "x2", "x3", "x4", "x3", *options)
+    assert "2 episodes" in erased.out
+    assert erased.err == "of 1 of the 3 ids nothing was here: are they spelled right?\n"
     assert run("erase", running.url, "acme", "x2", *options).code == 1
     assert run("erasures", running.url).out.count("\n") == 2
 
