@@ -385,7 +385,9 @@ def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: 
     options = ("--reason", "r", "--yes")
     assert run("erase", running.data, "acme", "x2", *options, "--agent", "zed").code == 2
     assert "1 episodes" in run("erase", running.data, "acme", *options, "--agent", "zed").out
-    assert "2 episodes" in run("erase", running.url, "acme", "x2", "x3", *options).out
+    erased = run("erase", running.url, "acme", "x2", "x3", "x4", "x3", *options)
+    assert "2 episodes" in erased.out
+    assert erased.err == "of 1 of the 3 ids nothing was here: are they spelled right?\n"
     assert run("erase", running.url, "acme", "x2", *options).code == 1
     assert run("erasures", running.url).out.count("\n") == 2
 
@@ -428,6 +430,10 @@ def test_what_can_not_be_backed_up_or_restored_is_said(lab: Path, run: Run, tmp_
     assert "is missing" in run("backup", "--verify", tmp_path).err
     run("backup", lab, tmp_path / "backup")
     assert "overwritten" in run("restore", tmp_path / "backup", lab).err
+    assert "is a backup" in run("stats", tmp_path / "backup").err
+    assert run("backup", "--verify", tmp_path / "backup").code == 0
+    assert "inside" in run("backup", lab, lab / "backup").err
+    assert "is a URL" in run("fork", "ws://127.0.0.1:1", tmp_path / "fork").err
     assert "--at" in run("restore", tmp_path / "backup", tmp_path / "new", "--at", "yesterday").err
 
 
@@ -466,6 +472,9 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
+    for chosen in ([first], ["--all"], ["--task", "task 2"]):
+        refused = run("hold", running.url, "acme", *chosen)
+        assert (refused.code, "nothing was held" in refused.err) == (2, True)
     assert run("hold", running.url, "acme", "--until", "2001-01-01T00:00", "--reason", "r").out[0] == "0"
     assert "yesterday" in run("hold", running.url, "acme", "--since", "yesterday", "--reason", "r").err
     left = run("hold", running.url, "acme", "--all", "--reason", "r").out[0]

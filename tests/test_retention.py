@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
@@ -176,6 +178,46 @@ def test_a_policy_of_ones_own_is_stored_composed_and_applied_like_the_others(hub
     assert repr(hub.retention("acme")) == "KeepTagged(name='gold') | MinReward(reward=0.2)"
     assert hub.apply_retention("acme").removed == {"acme": 1}
     assert set(hub.episodes("acme")["id"]) == {"x0", "x2", "x3"}
+
+
+class Choose(RetentionPolicy, frozen=True):
+    """Gives what is asked for as its choice."""
+
+    kind: str
+
+    def condemned(self, rows: Rows) -> Any:
+        kinds = {
+            "array": np.arange(100),
+            "list": [3, 99, 3],
+            "set": {3},
+            "none": [],
+            "text": ["e3"],
+            "no": 5,
+            "half": [0.5],
+        }
+        return kinds[self.kind]
+
+
+def test_a_policy_of_ones_own_removes_nothing_of_others_whatever_it_names(hub: Hub, episode, vector):
+    for tenant_id in ("other", "acme"):
+        hub.put(
+            [
+                episode(n, id=f"{tenant_id}-{n}", task="ab"[n % 2], tenant_id=tenant_id, vector=vector(n))
+                for n in range(4)
+            ]
+        )
+    assert hub.preview_retention("acme", Choose("array")).kept == 0
+    for kind, removed in [("none", 0), ("list", 1), ("set", 1)]:
+        assert hub.preview_retention("other", Choose(kind)).removed == removed
+    for policy in (Choose("array").where(task="a"), Choose("array") | MinReward(1e9).where(task="a"), Choose("list")):
+        hub.set_retention("acme", policy)
+        hub.apply_retention("acme")
+        assert set(hub.episodes("acme")["id"]) == {"acme-1", "acme-3"}
+    assert len(hub.episodes("other")) == 4
+    assert hub.verify().ok
+    for kind in ("text", "no", "half"):
+        with pytest.raises(InvalidRequest, match="neither a condition on episodes nor"):
+            hub.preview_retention("acme", Choose(kind) & MinReward(0))
 
 
 def test_a_class_that_is_defined_again_replaces_the_one_before():

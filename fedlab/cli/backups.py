@@ -13,7 +13,7 @@ from fedlab.errors import InvalidRequest
 At = Annotated[
     str | None, typer.Option(help="As of a change (its number) or a time (2026-11-30T12:00, UTC if it says no offset).")
 ]
-HubDirectory = Annotated[Path, typer.Argument(metavar="HUB", help="A hub's directory; the hub may be running.")]
+HubDirectory = Annotated[str, typer.Argument(metavar="HUB", help="A hub's directory; the hub may be running.")]
 Backup = Annotated[Path, typer.Argument(metavar="BACKUP", help="A backup's directory.")]
 Destination = Annotated[Path, typer.Argument(metavar="DEST", help="A directory that is not there yet, or empty.")]
 
@@ -87,8 +87,10 @@ def fork(hub: HubDirectory, destination: Destination, at: At = None) -> None:
         typer.echo(f"{forked!r}, change {forked.info().seq:,}")
 
 
-def _database(hub: str | Path) -> Path:
+def _database(hub: str) -> Path:
     database = Path(hub) / "hub.db"
+    if "://" in hub:
+        raise InvalidRequest(f"{hub} is a URL: a fork is made where the hub's directory is")
     if not database.exists():
         raise InvalidRequest(f"{hub} is no hub: a hub's directory has a hub.db, and a URL begins with ws:// or wss://")
     return database

@@ -92,6 +92,9 @@ def hold(
     """Exempt episodes from every policy until they are released; without a --reason, list what is held."""
     import msgspec
 
+    chosen = ids or everything or any(each is not None for each in (task, agent, min_reward, since, until))
+    if chosen and reason is None:
+        raise typer.BadParameter("nothing was held: a hold takes a --reason")
     with open_hub(hub, token) as connection:
         if reason is not None:
             new = connection.hold(

@@ -55,6 +55,8 @@ _GROWING = {
     "attic": "forgotten_seq",
 }
 """Tables of which an incremental backup has what is new, and the column that tells; it has the others whole."""
+KEPT = "kept"
+"""A table that only an incremental backup has: what of the base's attic was there still."""
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -70,12 +72,13 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
         base: An earlier backup of this hub; then only what is new since is written.
 
     Raises:
-        InvalidRequest: If `path` is taken, or `base` is no earlier backup of this hub.
+        InvalidRequest: If `path` is taken or in the hub's directory, or `base` is no earlier backup of this hub.
         IncompatibleHub: If another version of fedlab wrote the database, which is not open.
         CorruptBackup: If `base` is damaged, as far as its manifests and its files' sizes tell.
         HubUnavailable: If it can not be written.
     """
     path = path.absolute()
+    check_apart(path, database.parent)
     check_empty(path)
     chain = [] if base is None else read_chain(base)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -109,6 +112,19 @@ def check_empty(path: Path) -> None:
         return
     if path.exists() or path.is_symlink():
         raise InvalidRequest(f"{path} is taken: give a directory that is empty, or not there yet")
+
+
+def check_apart(path: Path, hub: Path) -> None:
+    """Refuse a place for a copy of a hub inside of the hub's own directory.
+
+    Raises:
+        InvalidRequest: If it is.
+    """
+    if path.resolve().is_relative_to(hub.resolve()):
+        raise InvalidRequest(
+            f"{path} is inside of the hub's directory {hub}: what is erased would stay in its files, and the disk that"
+            " takes the hub takes its copy too; give another place"
+        )
 
 
 @contextlib.contextmanager
@@ -220,6 +236,9 @@ def _copy_news(connection: sa.Connection, base: Part, manifest: BackupManifest) 
         if table == "changes":
             condition += f" OR {erased}"
         connection.exec_driver_sql(f"CREATE TABLE part.{table} AS SELECT * FROM main.{table} WHERE {condition}")  # noqa: S608
+    # The log does not tell of what was kept a while, and is not any more.
+    still = f"SELECT id FROM main.attic WHERE forgotten_seq <= {old.seq}"  # noqa: S608
+    connection.exec_driver_sql(f"CREATE TABLE part.{KEPT} AS {still}")
 
 
 def _write_rest(part: Path, path: Path, key: Path, manifest: BackupManifest, chain: list[Part]) -> None:
@@ -300,7 +319,7 @@ def _add_news(database: Path, news: Path) -> None:
         connection.execute("ATTACH ? AS part", (str(news),))
         connection.execute("BEGIN")
         tables = {name for (name,) in connection.execute("SELECT name FROM part.sqlite_master WHERE type = 'table'")}
-        whole = sorted(tables - _GROWING.keys())
+        whole = sorted(tables - _GROWING.keys() - {KEPT})
         for table in whole:
             connection.execute(f"DELETE FROM main.{table}")  # noqa: S608
         for table in (*_GROWING, *whole):
@@ -311,9 +330,7 @@ def _add_news(database: Path, news: Path) -> None:
             if table == "changes":
                 # Before the new episodes and the holds come, those go that the new log forgot or erased.
                 connection.execute(_GONE)
-                connection.execute(
-                    "DELETE FROM main.attic WHERE id IN (SELECT seq FROM part.changes WHERE kind = ?)", REDACTED[:1]
-                )
+                connection.execute(f"DELETE FROM main.attic WHERE id NOT IN (SELECT id FROM part.{KEPT})")  # noqa: S608
         connection.execute("COMMIT")
 
 

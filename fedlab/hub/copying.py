@@ -27,7 +27,7 @@ class CopyMethods(HubCore):
             base: An earlier backup of this hub: then only what is new since is written, and the base is needed too.
 
         Raises:
-            InvalidRequest: If `path` is taken, or `base` is no earlier backup of this hub.
+            InvalidRequest: If `path` is taken or in the hub's directory, or `base` is no earlier backup of this hub.
             CorruptBackup: If `base` is not whole.
             HubUnavailable: If it can not be written; then nothing is left of it.
         """
@@ -86,7 +86,7 @@ class CopyMethods(HubCore):
             at: A seq or a time (UTC); now if not given.
 
         Raises:
-            InvalidRequest: If `path` is not empty, or this hub knows no such moment.
+            InvalidRequest: If `path` is not empty or in the hub's directory, or this hub knows no such moment.
         """
         self._require_open()
         self._write_usage()

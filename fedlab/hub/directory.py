@@ -23,6 +23,7 @@ from fedlab.embedding import get_embedder
 from fedlab.errors import CorruptHub, HubLocked, IncompatibleHub, InvalidRequest
 from fedlab.hub import migrations, rawcopy, schema
 from fedlab.hub.log import Head, chain_hash, own_hash
+from fedlab.hub.manifest import is_backup
 
 if TYPE_CHECKING:
     from fedlab.embedding import Embedder
@@ -47,6 +48,7 @@ class Directory:
 
     Raises:
         HubLocked: If another process (or this one) has it open.
+        InvalidRequest: If no hub can live there.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -61,6 +63,11 @@ class Directory:
             raise InvalidRequest(f"{path} is no directory; fedlab.connect() opens a hub by its URL")
         # Absolute: a notebook may change its working directory while the hub is open.
         self.path = Path(path).absolute()
+        if is_backup(self.path):
+            raise InvalidRequest(
+                f"{path} is a backup, and would be none any more, nor what builds on it, once it had been opened:"
+                " `fedlab restore` makes a hub of it in another directory, `fedlab backup --verify` checks it"
+            )
         try:
             # A directory that is there is as open as its owner wants it; a new one is nobody else's to read.
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

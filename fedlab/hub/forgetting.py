@@ -76,7 +76,7 @@ def judge(
         np.sort(np.array(msgspec.json.decode(connection.execute(query, own).scalar_one()), np.int64))
         for query, own in ((_EXPIRED, {"tenant": tenant_id, "now": now}), (_HELD, {"tenant": tenant_id}))
     )
-    removing = [(part, rows.ids(part.condemned(rows))) for part in policy.parts]
+    removing = [(part, part.chosen(rows)) for part in policy.parts]
     condemned, settled = [], united(expired, exempt)
     for part, ids in removing:
         condemned.append((part, np.setdiff1d(ids, settled, assume_unique=True)))

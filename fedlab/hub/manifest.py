@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -112,6 +113,13 @@ class Part(NamedTuple):
 
     path: Path
     manifest: BackupManifest
+
+
+def is_backup(path: Path) -> bool:
+    """Whether a directory is a backup, whole or not; other things have a `manifest.json`, too."""
+    with contextlib.suppress(OSError):
+        return b'"hub_id"' in (path / MANIFEST).read_bytes()
+    return False
 
 
 def read_manifest(path: Path) -> BackupManifest:

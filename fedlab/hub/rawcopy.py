@@ -134,7 +134,7 @@ def copy(database: Path, target: Path) -> str:
 
 def _fill(part: memoryview, source: int, start: int, log: _Log) -> None:
     """Some pages: of the file, and of the log where it has them."""
-    read = os.preadv(source, [part], start)
+    read = _read(source, part, start)
     part[read:] = bytes(len(part) - read)  # behind the end of the file are pages that only the log has
     if log.pages:
         for at in range(0, len(part), log.page_size):
@@ -142,6 +142,14 @@ def _fill(part: memoryview, source: int, start: int, log: _Log) -> None:
                 part[at : at + log.page_size] = page
     if start == 0:
         part[18:20] = b"\1\1"  # the mode: without a write-ahead log
+
+
+def _read(file: int, part: memoryview, start: int) -> int:
+    """Read as much as is there, which a file system may give in pieces; returns how many bytes."""
+    done = 0
+    while read := os.preadv(file, [part[done:]], start + done):
+        done += read
+    return done
 
 
 # --- the write-ahead log (sqlite.org/fileformat2.html, "The Write-Ahead Log") -------------------------------------
@@ -170,7 +178,7 @@ def _read_log(path: Path) -> _Log:
         try:
             with path.open("rb", buffering=0) as file:  # read anew when it is read again
                 header = file.read(_HEADER)
-                log = _read_frames(file, header, os.fstat(file.fileno()).st_size - len(header))
+                log = _read_frames(file.fileno(), header, os.fstat(file.fileno()).st_size - len(header))
                 file.seek(0)
                 if file.read(_HEADER) == header:
                     return log
@@ -178,13 +186,13 @@ def _read_log(path: Path) -> _Log:
             return _Log({})
 
 
-def _read_frames(file: Any, header: bytes, length: int) -> _Log:
+def _read_frames(file: int, header: bytes, length: int) -> _Log:
     """All frames up to the last that ends a commit; what does not have the sum of all before it is none of this log.
 
     Args:
-        file: Behind the header.
+        file: With the log.
         header: Of the log.
-        length: Bytes that are read: it may grow as quickly as it is read.
+        length: Bytes that are read behind the header: it may grow as quickly as it is read.
     """
     magic, page_size = int.from_bytes(header[:4], "big"), int.from_bytes(header[8:12], "big")
     if len(header) < _HEADER or magic & ~1 != 0x377F0682:
@@ -198,8 +206,9 @@ def _read_frames(file: Any, header: bytes, length: int) -> _Log:
         return _Log({})
     frame = _FRAME + page_size
     for start in range(0, length // frame, _FRAMES):
-        read = file.read(frame * min(_FRAMES, length // frame - start))
-        rows = np.frombuffer(read, np.uint8, len(read) // frame * frame).reshape(-1, frame)
+        frames = bytearray(frame * min(_FRAMES, length // frame - start))
+        read = _read(file, memoryview(frames), _HEADER + frame * start)
+        rows = np.frombuffer(frames, np.uint8, read // frame * frame).reshape(-1, frame)
         summed = np.concatenate([rows[:, :8], rows[:, _FRAME:]], axis=1).view(words)
         for row, expected in zip(rows, _sums(summed, sums), strict=True):
             head, sums = row[:_FRAME].tobytes(), expected

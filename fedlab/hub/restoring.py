@@ -17,11 +17,21 @@ import sqlalchemy as sa
 
 from fedlab.errors import FedlabError, HubLocked, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
-from fedlab.hub.backups import check_empty, copy_database, put_together, reading_only
-from fedlab.hub.directory import STAGE, Directory, new_hub_id, open_database, read_head, read_hub_id, sync, write_meta
+from fedlab.hub.backups import check_apart, check_empty, copy_database, put_together, reading_only
+from fedlab.hub.directory import (
+    MEMORY,
+    STAGE,
+    Directory,
+    new_hub_id,
+    open_database,
+    read_head,
+    read_hub_id,
+    sync,
+    write_meta,
+)
 from fedlab.hub.ledger import Erased, LedgerEntry, apply_ledger, export_ledger, known_to
 from fedlab.hub.log import REDACTED, Statements, Transaction, erased_id
-from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, read_chain
+from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, is_backup, read_chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +88,7 @@ def _bring_to(tx: Transaction, part: Part, at: datetime | int | None, ledgers: S
 
 def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = None) -> None:
     """Make a directory an independent hub with the memory of another as of then; see `Hub.fork`."""
+    check_apart(path, database.parent)
     _check_free(path)
     with _staged(path) as (_, stage):
         with reading_only(database) as connection:
@@ -138,6 +149,8 @@ def _check_free(path: Path) -> None:
 @contextlib.contextmanager
 def _staged(path: Path) -> Iterator[tuple[Directory, Directory]]:
     """A hub's directory, locked, and a folder in it: the database made there becomes the hub's if all goes well."""
+    if str(path) == MEMORY:
+        raise InvalidRequest("a hub is restored or forked to a directory, and not to memory")
     fresh = not path.exists()
     directory = Directory(path)
     done = False
@@ -224,6 +237,13 @@ def _ledgers(chain: list[Part], replaced: Path, extra: Path | None) -> list[_Led
         if found is None:
             raise InvalidRequest(f"{extra} is no hub and no backup of hub {manifest.hub_id} whose erasures can be read")
         ledgers.append(found)
+    for each in ledgers:
+        if each.place == replaced.parent and (each.epoch, each.seq) > (manifest.epoch, manifest.seq):
+            logger.warning(
+                "the hub in %s had come to change %d (epoch %d): what it has after the backup, of change %d (epoch %d),"
+                " is replaced",
+                *(each.place, each.seq, each.epoch, manifest.seq, manifest.epoch),
+            )
     _say_how_far(manifest, ledgers, places, extra)
     return ledgers
 
@@ -251,8 +271,8 @@ def _say_how_far(manifest: BackupManifest, ledgers: list[_Ledger], places: Itera
 def _siblings(chain: list[Part]) -> Iterable[Path]:
     """Other backups beside those of a chain; other things may have a manifest, too."""
     folders = dict.fromkeys(part.path.parent for part in reversed(chain))
-    beside = (each for folder in folders for each in sorted(folder.glob(f"*/{MANIFEST}")))
-    return (each.parent for each in beside if each.parent != chain[-1].path and b'"hub_id"' in each.read_bytes())
+    beside = (each.parent for folder in folders for each in sorted(folder.glob(f"*/{MANIFEST}")))
+    return (each for each in beside if each != chain[-1].path and is_backup(each))
 
 
 def _ledger(place: Path, hub_id: str) -> _Ledger | None:

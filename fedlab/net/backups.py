@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedlab.clock import to_datetime
 from fedlab.errors import CorruptBackup, InvalidRequest
-from fedlab.hub.backups import verify_backup
+from fedlab.hub.backups import check_apart, verify_backup
 from fedlab.hub.manifest import MANIFEST, BackupManifest, read_manifest
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ class Backups:
         keep: So many chains of scheduled ones are kept, the newest.
 
     Raises:
-        InvalidRequest: If none would be kept.
+        InvalidRequest: If none would be kept, or the directory is the hub's own.
     """
 
     def __init__(self, hub: Hub, directory: str | Path, interval: float | None, keep: int) -> None:
         self.directory = Path(directory).absolute()
+        check_apart(self.directory, hub.path)
         self._hub = hub
         self.interval = interval
         if keep < 1:

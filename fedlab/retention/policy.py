@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import sqlalchemy as sa
 
 from fedlab.errors import InvalidRequest
 from fedlab.recall import Filter
@@ -14,8 +15,6 @@ from fedlab.retention.rows import united
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    import sqlalchemy as sa
 
     from fedlab.retention.rows import Ids, Rows
 
@@ -35,9 +34,29 @@ class RetentionPolicy(
         """What the policy would remove: a condition on `episodes`, or the ids themselves.
 
         Args:
-            rows: Among which it chooses.
+            rows: Among which it chooses; others that a class of one's own names stay.
         """
         raise NotImplementedError
+
+    def chosen(self, rows: Rows) -> Ids:
+        """The ids of what the policy would remove, all of them among the rows.
+
+        Raises:
+            InvalidRequest: If a class of one's own chose by something else.
+        """
+        chosen = self.condemned(rows)
+        if isinstance(chosen, sa.ClauseElement) or type(self).__module__.startswith(f"{__package__}."):
+            return rows.ids(chosen)
+        try:
+            ids = np.array([*chosen])
+        except (TypeError, ValueError):
+            ids = np.array([""])
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+            raise InvalidRequest(
+                f"the policy {self!r} chooses by neither a condition on episodes nor their numbers (episodes.c.id), but"
+                f" gave {chosen!r:.80}"
+            )
+        return np.intersect1d(united(ids), rows.ids(), assume_unique=True)
 
     @property
     def looks_at_recalls(self) -> bool:
@@ -115,7 +134,7 @@ class Both(RetentionPolicy, frozen=True):
 
     def condemned(self, rows: Rows) -> Ids:
         """What either would remove."""
-        return united(*(rows.ids(each.condemned(rows)) for each in (self.first, self.second)))
+        return united(*(each.chosen(rows) for each in (self.first, self.second)))
 
     @property
     def looks_at_recalls(self) -> bool:
@@ -146,7 +165,7 @@ class Either(RetentionPolicy, frozen=True):
 
     def condemned(self, rows: Rows) -> Ids:
         """What both would remove."""
-        first, second = (rows.ids(each.condemned(rows)) for each in (self.first, self.second))
+        first, second = (each.chosen(rows) for each in (self.first, self.second))
         return np.intersect1d(first, second, assume_unique=True)
 
     @property
@@ -176,8 +195,8 @@ class Where(RetentionPolicy, frozen=True):
 
     def condemned(self, rows: Rows) -> Ids:
         """What the policy would remove if there were no others."""
-        part = rows.part(self.filter)
-        return part.ids(self.rule.condemned(part))
+        ids: Ids = self.rule.chosen(rows.part(self.filter))
+        return ids
 
     @property
     def looks_at_recalls(self) -> bool:

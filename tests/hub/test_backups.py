@@ -89,7 +89,8 @@ def test_a_backup_is_one_file_that_needs_no_other_and_says_what_it_is(hub, tmp_p
     assert f"full backup of hub {info.hub_id}" in str(manifest)
     assert tables(tmp_path / "backup") == tables(tmp_path / "hub")
     # Also put in its place by hand.
-    shutil.copytree(tmp_path / "backup", tmp_path / "by-hand")
+    (tmp_path / "by-hand").mkdir()
+    shutil.copy(tmp_path / "backup" / "hub.db", tmp_path / "by-hand")
     with Hub(tmp_path / "by-hand") as copied:
         assert copied.verify().ok
         assert copied.episodes().equals(hub.episodes())
@@ -243,6 +244,35 @@ def test_a_taken_path_is_left_as_it_is(hub, tmp_path):
     hub.backup(tmp_path / "empty")
     verify_backup(tmp_path / "empty")
     hub.backup(tmp_path / "new" / "deep" / "er")
+
+
+def test_a_backup_is_not_opened_as_a_hub_which_would_be_its_end(hub, tmp_path, episode):
+    full, more = tmp_path / "full", tmp_path / "more"
+    hub.backup(full)
+    hub.put(episode(99))
+    hub.backup(more, base=full)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*") if path.parent in (full, more)}
+    for path in (full, more):
+        for open_it in (lambda path: Hub(path), lambda path: Hub.restore(full, path, overwrite=True)):
+            with pytest.raises(InvalidRequest, match="backup"):
+                open_it(path)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*") if path.parent in (full, more)} == before
+    verify_backup(more)
+    # Another program's manifest makes no backup of a hub.
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text("{}")
+    Hub(tmp_path / "app", embedder=EMBEDDER).close()
+
+
+def test_a_copy_of_a_hub_inside_of_its_own_directory_is_refused(hub, tmp_path):
+    """An erasure would leave what is in it."""
+    (tmp_path / "link").symlink_to(hub.path)
+    before = sorted(hub.path.rglob("*"))
+    for path in (hub.path / "backup", hub.path / "index" / "backup", tmp_path / "link" / "backup"):
+        for copy in (hub.backup, hub.fork):
+            with pytest.raises(InvalidRequest, match="inside"):
+                copy(path)
+    assert sorted(hub.path.rglob("*")) == before
 
 
 def test_a_backup_that_fails_leaves_nothing(hub, tmp_path, monkeypatch):

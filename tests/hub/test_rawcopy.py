@@ -76,6 +76,22 @@ def test_the_copy_is_to_the_byte_what_sqlite_copies(database, tmp_path):
             connection.execute(f"PRAGMA wal_checkpoint({rng.choice(CHECKPOINTS)})")
 
 
+def test_a_file_that_is_given_in_pieces_is_read_whole(database, tmp_path, monkeypatch):
+    path, connection = database
+    for number in range(2):
+        connection.executemany("INSERT INTO t (b) VALUES (?)", [(bytes([number]) * 3_000,) for _ in range(400)])
+        if number == 0:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with reader(path):
+        rawcopy.copy(path, tmp_path / "at-once")
+        whole = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda file, parts, at: whole(file, [parts[0][:1_000]], at))
+        rawcopy.copy(path, tmp_path / "in-pieces")
+    assert (tmp_path / "in-pieces").read_bytes() == (tmp_path / "at-once").read_bytes()
+    with contextlib.closing(sqlite3.connect(tmp_path / "in-pieces")) as copied:
+        assert copied.execute("SELECT count(DISTINCT b), count(*) FROM t").fetchone() == (2, 800)
+
+
 def test_a_copy_is_of_one_moment_while_others_write_and_checkpoint(database, tmp_path, monkeypatch):
     """Each transaction writes its number to rows all over the file: in a copy, all have the same."""
     monkeypatch.setattr(rawcopy, "CHUNK", 4_096)  # as slow as it can be

@@ -84,6 +84,24 @@ def test_what_is_there_is_refused_and_left_as_it_is(closed, tmp_path):
     assert [each.name for each in (tmp_path / "letters").iterdir()] == ["a"]
 
 
+def test_nothing_is_restored_or_forked_to_memory(closed, tmp_path):
+    """It would be gone before anyone could look."""
+    with opened(closed) as hub:
+        for call in (lambda: hub.fork(":memory:"), lambda: Hub.restore(tmp_path / "backup", ":memory:")):
+            with pytest.raises(InvalidRequest, match="memory"):
+                call()
+
+
+def test_a_restore_over_a_hub_that_went_on_says_what_is_replaced(closed, tmp_path, caplog):
+    Hub.restore(tmp_path / "backup", closed, overwrite=True).close()
+    assert "had come to change 8 (epoch 1): what it has after the backup, of change 7 (epoch 1)" in caplog.text
+    with opened(closed) as hub:
+        hub.backup(tmp_path / "second")
+    caplog.clear()
+    Hub.restore(tmp_path / "second", closed, overwrite=True).close()
+    assert "had come to" not in caplog.text
+
+
 def test_a_backup_of_another_hub_is_refused_by_name(closed, tmp_path, episode):
     with opened(tmp_path / "other") as other:
         other.put(episode(1))

@@ -204,6 +204,29 @@ def test_forgotten_content_is_kept_as_long_as_it_was_said_and_not_longer(hub, tm
     assert b"input 1" not in (hub.path / "hub.db").read_bytes()
 
 
+def test_what_was_kept_and_is_not_any_more_is_in_no_later_backup(hub, tmp_path, clock, episode):
+    hub.put([episode(n, id=f"x{n}") for n in range(3)])
+    seq = hub.info().seq
+    hub.forget("acme", ["x0"], reason="first")
+    clock.advance(days=20)
+    hub.forget("acme", ["x1"], reason="second")
+    hub.backup(tmp_path / "full")
+    clock.advance(days=15)
+    hub.put(episode(3, id="x3"))
+    assert hub.purge_forgotten() == 1
+    hub.backup(tmp_path / "more", base=tmp_path / "full")
+    hub.forget("acme", ["x3"], reason="third")
+    hub.backup(tmp_path / "most", base=tmp_path / "more")
+    for name, kept in [("full", 2), ("more", 1), ("most", 2)]:
+        with Hub.restore(tmp_path / name, tmp_path / f"of-{name}", clock=clock) as restored:
+            assert restored.stats().kept == kept
+    with Hub.restore(tmp_path / "most", tmp_path / "then", clock=clock, at=seq) as then:
+        assert ids(then) == ["x1", "x2"]
+    for file in (tmp_path / "of-most").iterdir():
+        assert b"input 0" not in file.read_bytes()
+    assert b"input 1" in (tmp_path / "of-most" / "hub.db").read_bytes()
+
+
 def test_a_hub_remembers_how_long_it_keeps_and_can_be_told_otherwise(tmp_path, episode):
     with Hub(tmp_path / "hub", embedder=EMBEDDER) as hub:
         assert hub.keep_forgotten == timedelta(0)

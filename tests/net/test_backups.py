@@ -272,3 +272,5 @@ async def test_a_server_makes_them_and_tells_their_age(hub: Hub, tmp_path: Path,
     for wrong in ({"backup_interval": 5.0}, {"backup_interval": 0.0, "backup_dir": place}):
         with pytest.raises(InvalidRequest, match="backup_interval"):
             fedlab.serve(hub, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="inside"):
+        await fedlab.serve(hub, port=0, backup_dir=hub.path / "backups").start()
