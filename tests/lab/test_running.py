@@ -8,11 +8,12 @@ import gc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
-from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, running
+from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, running
 from fedlab.lab.calm import calm
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import free_port
@@ -125,6 +126,15 @@ def test_a_directory_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InvalidRequest, match="thesis.tex"):
         experiment().run_sync(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_, np.float32, int])
+def test_right_or_wrong_is_a_reward(tmp_path, kind):
+    world = own(Parity, reward=lambda self, task, output: kind(output == task.answer))
+    check_world(world)
+    experiment(world=world).run_sync(tmp_path / "run", progress=False)
+    experiment().run_sync(tmp_path / "floats", progress=False)
+    assert files(tmp_path / "run") == files(tmp_path / "floats")
 
 
 class Breaks(Copier):
@@ -254,6 +264,16 @@ def test_a_model_that_does_not_work_is_tried_once(tmp_path):
     ("options", "arm", "said"),
     [
         ({}, used(["nope"]), "Own.act used 'nope', which is none of the 0 memories that were recalled"),
+        (
+            {"world": own(Parity, reward=lambda self, task, output: "0.5")},
+            MANY[0],
+            "Own gave 'odd' the reward '0.5': a reward is a finite number",
+        ),
+        (
+            {},
+            Arm("bad", own(Copier, act=lambda self, task, memories, rng: Answer("odd", (), None))),
+            "Own.act answered with metadata None: a dict is due",
+        ),
         ({}, used("nope"), "Own.act used 'nope', which is none"),
         ({}, used(5), "Own.act used 5, which is none"),
         ({}, queries([5]), r"Own.queries gave list \[5\]: a sequence of Query is due"),
