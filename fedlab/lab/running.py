@@ -276,6 +276,20 @@ class Run:
                 f"{'' if len(found) <= 5 else f' and {len(found) - 5} more'}. Run this one in another directory",
                 differences=found,
             )
+        self._warn_of_code(old.get("code", {}), new["code"])
+
+    def _warn_of_code(self, old: dict[str, str], new: dict[str, str]) -> None:
+        """Say what was written anew since the run was begun: its mending is a reason to go on, and the finished cells
+        stay as they are.
+        """
+        changed = [name for name in new if name in old and old[name] != new[name]]
+        if changed and any(self.directory.glob("cells/*")):
+            warnings.warn(
+                f"{', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}: not the code with which the run in"
+                f" {self.directory} was begun. Its finished cells stay as they are; for all of them anew, run the"
+                " experiment in another directory",
+                stacklevel=2,
+            )
 
     def _unwritable(self, error: OSError) -> ExperimentFailed:
         return ExperimentFailed(f"nothing was run: {self.directory} can not be written: {error}", cells=[])

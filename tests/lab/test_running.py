@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
-from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, running
+from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, learners, running, worlds
 from fedlab.lab.calm import calm
+from fedlab.lab.manifest import code_of
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import free_port
 
@@ -120,6 +121,58 @@ def test_another_experiment_is_refused_and_the_error_says_what_differs(tmp_path,
     experiment(MANY[0], MANY[4]).run_sync(tmp_path / "run", progress=False)
     with pytest.raises(InvalidRequest, match=said):
         experiment(**{"arms": [MANY[0], MANY[4]], **changed}).run_sync(tmp_path / "run", progress=False)
+
+
+class Private(Copier):
+    """Keeps its arguments to itself."""
+
+    def __init__(self, k, how):
+        super().__init__()
+        self._k, self._how, self._met = k, how, object()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Private(2, functools.partial(round, ndigits=1)), "learner._k: 1 → 2"),
+        (Private(1, functools.partial(round, ndigits=2)), r"learner._how\[1\].ndigits: 1 → 2"),
+    ],
+)
+def test_what_a_learner_was_made_with_is_compared_also_where_it_is_private(tmp_path, other, said):
+    first = Private(1, functools.partial(round, ndigits=1))
+    experiment(Arm("a", first)).run_sync(tmp_path / "run", progress=False)
+    experiment(Arm("a", Private(1, functools.partial(round, ndigits=1)))).run_sync(tmp_path / "run", progress=False)
+    with pytest.raises(InvalidRequest, match=said):
+        experiment(Arm("a", other)).run_sync(tmp_path / "run", progress=False)
+
+
+def test_who_goes_on_with_other_code_is_told_and_keeps_what_is_finished(tmp_path):
+    def learner(act):
+        return type("Mine", (Copier,), {"act": act})()
+
+    def run(act, **options):
+        return experiment(Arm("mine", learner(act)), **options).run_sync(tmp_path / "run", progress=False)
+
+    def says(self, task, memories, rng):
+        return "odd" if task.input in {"1", "3"} else "even"
+
+    first = run(says).episodes
+
+    def says(self, task, memories, rng):
+        # as before, in other lines
+        return "odd" if task.input in {"1", "3"} else "even"
+
+    run(says)
+    with pytest.warns(UserWarning, match=r"^arms\[mine\].learner.act: not the code with which the run in .* was begun"):
+        assert run(lambda self, task, memories, rng: "odd").episodes.equals(first)
+
+
+def test_the_code_of_what_is_wrapped_counts_and_that_of_the_library_does_not():
+    world = worlds.NoisyReward(Parity(), 0.1)
+    found = code_of(experiment(Arm("a", learners.ZeroShot()), Arm("b", Copier()), world=world))
+    methods = {"__init__", "tasks", "reward", "helpful"}
+    copier = {"__init__", "queries", "act"}
+    assert set(found) == {f"world.world.{each}" for each in methods} | {f"arms[b].learner.{each}" for each in copier}
 
 
 def test_a_directory_with_other_things_is_refused(tmp_path):
