@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import shutil
+import sys
 import time
 import traceback
 import warnings
@@ -96,7 +97,10 @@ class Run:
             done = len(self._cells) - len(todo)
             rounds = self.experiment.generations
             with tqdm(
-                total=len(self._cells) * rounds, initial=done * rounds, unit="generation", disable=not progress or None
+                total=len(self._cells) * rounds,
+                initial=done * rounds,
+                unit="generation",
+                disable=not (progress and _is_watched()),
             ) as bar:
                 if isinstance(workers, int) and workers == 1:
                     failures = await self._here(todo, bar)
@@ -330,6 +334,12 @@ def run_cell(work: bytes) -> Outcome:
 
     experiment, arm, seed, hub, keep = cloudpickle.loads(work)
     return run_leashed(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees a bar: in a terminal, or in a notebook, whose streams are no terminals."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", {})
 
 
 def _packed(work: object) -> bytes:
