@@ -269,6 +269,15 @@ class Memory(msgspec.Struct, frozen=True, gc=False):
         return table(f"Memory of {self.episode.agent_id}", [*own, *_rows(self.episode)])
 
 
+class Memories(list[Memory]):
+    """What one query recalled, best first: a list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        names = ("similarity", "agent_id", "task", "input", "output", "reward")
+        rows = [[getattr(memory, name) for name in names] for memory in self]
+        return table(f"{len(self)} memories" if len(self) != 1 else "1 memory", rows, head=names)
+
+
 def embedding_text(task: str, input: str = "") -> str:
     """The text whose vector stands for a task and its input."""
     return f"{task}\n{input}" if input else task

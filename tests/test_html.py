@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
-from fedlab import EphemeralAgent, Hub, MinReward, SimulatedClock
+from fedlab import EphemeralAgent, Hub, MinReward, SimulatedClock, connect_sync
 from fedlab._html import LONGEST, table
 from fedlab.hub.values import RetentionReport, TransferReport, VerifyReport
 
@@ -84,6 +84,10 @@ async def test_a_hub_and_all_that_it_reports_are_shown_with_hostile_texts_as_tex
 
         agent = await EphemeralAgent.spawn(hub, tenant_id="acme", agent_id="agent-2")
         harmless(agent, "EphemeralAgent acme/agent-2", "memories in RAM")
+        harmless(hub.recall("acme", HOSTILE, k=3), HOSTILE, "3 memories", "similarity", "agent-1")
+        with connect_sync(hub) as connection:
+            harmless(connection.recall("acme", HOSTILE, k=1), HOSTILE, "1 memory")
+        harmless(await agent.query_memories(HOSTILE, k=2), HOSTILE, "2 memories")
         await agent.store_episode(task="t", input="i", output="o", reward=1)
         harmless(await agent.sync_with_hub(), "pushed\n1\n")
         await agent.destroy()

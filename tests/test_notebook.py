@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -58,6 +60,38 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
 def test_the_ten_lines_of_the_readme_run_as_they_stand(cell: Cell):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert re.fullmatch(r"Found pattern X agent-\w+\n", cell(code))
+
+
+RUN = """
+import sys
+sys.modules["ipywidgets"] = None  # the bar is text
+from tests.lab.small import experiment
+{}
+"""
+
+
+def test_a_run_shows_how_far_it_is_in_a_notebook(cell: Cell):
+    shown = cell(RUN.format("results = await experiment().run('bar')"))
+    assert "100%" in shown
+    assert "12/12" in shown
+    assert "12/12" not in cell("results = await experiment().run('none', progress=False)")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_shows_how_far_it_is_in_a_terminal_and_not_in_a_file(tmp_path: Path, terminal: bool):
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    command = [sys.executable, "-c", RUN.format("experiment().run_sync(sys.argv[1])"), str(tmp_path / "run")]
+    with (tmp_path / "said").open("wb") as file:
+        subprocess.run(command, cwd=ROOT, stderr=theirs if terminal else file, check=True)
+    os.write(theirs, b"THE END")
+    seen = b""
+    while not seen.endswith(b"THE END"):
+        seen += os.read(ours, 4_096)
+    os.close(ours)
+    os.close(theirs)
+    assert terminal == (b"12/12" in seen)
+    assert b"12/12" not in (tmp_path / "said").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OF_A_MACHINE = re.compile(r"/(?:home|root|tmp|work|var|Users)/|[A-Z]:\\\\Users")
+HEAD = re.compile("<th(?: [^>]*)?>(.*?)</th>", re.DOTALL)
 VOLATILE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -38,12 +39,24 @@ def test_a_notebook_runs_in_a_fresh_kernel(path: Path, tmp_path: Path, monkeypat
     # What it shows now is of the same kinds as what it showed when it was saved.
     for now, then in zip(code_cells(fresh), code_cells(saved), strict=True):
         assert kinds(now) == kinds(then), now.source
+        assert heads(now) == heads(then), f"saved before its tables were what they are: {now.source}"
 
 
 def kinds(cell: nbformat.NotebookNode) -> set[str]:
     """What a cell shows: kinds of content; what it says on the error stream may differ from run to run."""
     shown = {kind for output in cell.outputs for kind in output.get("data", ())}
     return shown | {"print" for output in cell.outputs if output.get("name") == "stdout"}
+
+
+def heads(cell: nbformat.NotebookNode) -> list[str]:
+    """The heads of its tables: names of columns, and the first line of a summary that is printed."""
+    found = []
+    for output in cell.outputs:
+        page = "".join(output.get("data", {}).get("text/html", ""))
+        found += [name for head in re.findall("<thead.*?</thead>", page, re.DOTALL) for name in HEAD.findall(head)]
+        lines = output.text.splitlines() if output.get("name") == "stdout" else []
+        found += [" ".join(line.split()) for line in lines if line.startswith("arm ")]
+    return found
 
 
 @each_notebook

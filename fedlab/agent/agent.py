@@ -19,7 +19,7 @@ from fedlab.agent.spool import push_spool
 from fedlab.agent.transport import check_token_end, open_connection
 from fedlab.agent.work import bind
 from fedlab.clock import SystemClock
-from fedlab.episode import check_name, embedding_text, to_vector
+from fedlab.episode import Memories, check_name, embedding_text, to_vector
 from fedlab.errors import AgentExpired, FedlabError, HubUnavailable, InvalidRequest
 from fedlab.recall import SIMILARITY, Filter, check_k, check_queries
 
@@ -219,7 +219,7 @@ class EphemeralAgent:
         policy = policy or SIMILARITY
         question = self._question(task if query is None else query, input, policy)
         where = Filter.of(min_reward, since, until, task, agent_id)
-        return (await self._recall([question], k, policy, where))[0]
+        return Memories((await self._recall([question], k, policy, where))[0])
 
     async def query_many(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from fedlab.episode import Episode, check_note, to_vector
+from fedlab.episode import Episode, Memories, check_note, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import operations, reading, usage
 from fedlab.hub.core import HubCore
@@ -127,7 +127,7 @@ class EpisodeMethods(HubCore):
             "task": task,
             "agent_id": agent_id,
         }
-        return self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters)[0]
+        return Memories(self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters)[0])
 
     def recall_many(
         self,

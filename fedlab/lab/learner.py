@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from fedlab.episode import metadata_json
 from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -131,8 +133,11 @@ def _check_task(learner: Learner, world: World, task: Task, memories: Sequence[M
             if answers[0] != answers[1]:
                 raise InvalidRequest(f"{name}.act gave {answers[0]!r:.80} and {answers[1]!r:.80} for one state of rng")
             used = answers[0].used or ()
+            if not isinstance(used, Iterable):
+                raise InvalidRequest(f"{name}.act used {used!r:.40}, and not a sequence of ids")
             if unknown := set(used) - {memory.id for memory in recalled}:
                 raise InvalidRequest(f"{name}.act used {sorted(unknown)[0]!r:.40}, which was not recalled")
+            _check_metadata(name, answers[0].metadata)
             asked = walk.send(answers[0].output)
     except StopIteration as end:
         outcomes = end.value if isinstance(end.value, list) else [end.value]
@@ -152,6 +157,15 @@ def _check_task(learner: Learner, world: World, task: Task, memories: Sequence[M
         )
         for each in outcomes[-100:]
     ]
+
+
+def _check_metadata(name: str, metadata: object) -> None:
+    try:
+        if not isinstance(metadata, dict):
+            raise TypeError("not a dict")
+        metadata_json(metadata)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{name}.act gave metadata {metadata!r:.80}, which are no JSON: {error}") from None
 
 
 def _act(learner: Learner, task: Task, memories: Sequence[Memory], rng: np.random.Generator) -> Answer:

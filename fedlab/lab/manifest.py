@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import platform
 import sys
+import sysconfig
+import types
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +38,7 @@ def manifest(experiment: Experiment, hub: str | None) -> dict[str, Any]:
         "hub": "live" if hub else "own",
         "theory": {arm.name: means for arm in experiment.arms if (means := expected(experiment, arm)) is not None},
         "data_hash": getattr(experiment.world, "data_hash", None),
+        "code": code_of(experiment),
         "versions": {
             "fedlab": __version__,
             "python": platform.python_version(),
@@ -86,6 +91,8 @@ def _described(value: object) -> Any:
         return {str(key): describe(each) for key, each in value.items()}
     if isinstance(value, (list, tuple, range)):
         return [describe(each) for each in value]
+    if isinstance(value, functools.partial):
+        return [describe(each) for each in (value.func, *value.args, value.keywords)]
     if isinstance(value, (set, frozenset)):
         return sorted(describe(each) for each in value)
     if isinstance(value, msgspec.Struct):
@@ -97,8 +104,62 @@ def _described(value: object) -> Any:
         if not held:
             # What says nothing of itself; an address in memory is no configuration.
             held = {} if " at 0x" in repr(value) else {"value": repr(value)}
-    # A private name is what was worked out from the others.
-    return {"class": _name(value), **{k: describe(v) for k, v in held.items() if not k.startswith("_")}}
+    # A private name is what was worked out from the others, unless it is that of an argument.
+    given = _arguments(type(value))
+    return {
+        "class": _name(value),
+        **{k: describe(v) for k, v in held.items() if not k.startswith("_") or k.lstrip("_") in given},
+    }
+
+
+def _arguments(kind: type) -> set[str]:
+    """What an object of a class of one's own is made with."""
+    if kind.__module__.startswith("fedlab."):
+        return set()
+    try:
+        return set(inspect.signature(kind).parameters)
+    except (TypeError, ValueError):  # of a class that says nothing of it
+        return set()
+
+
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """A hash of each method and function of one's own that a run depends on, by where it stands: the world's, and those
+    of each arm's learner. What stands in the library, or is installed, the versions tell.
+
+    Comments, and where it stands in its file, make no difference.
+    """
+    parts = {"world": experiment.world, **{f"arms[{arm.name}].learner": arm.learner for arm in experiment.arms}}
+    return {
+        f"{where}.{name}": hashlib.sha256(_instructions(each.__code__).encode()).hexdigest()[:16]
+        for where, value in parts.items()
+        for name, each in _functions(value).items()
+    }
+
+
+def _functions(value: object) -> dict[str, types.FunctionType]:
+    """Methods of an object's class and functions that it holds, and those of what it wraps."""
+    held = dict(getattr(value, "__dict__", {}))
+    found = {name: each for kind in reversed(type(value).__mro__) for name, each in vars(kind).items()} | held
+    own = {name: each for name, each in found.items() if isinstance(each, types.FunctionType) and _is_own(each)}
+    if (inside := held.get("world")) is not None:
+        own |= {f"world.{name}": each for name, each in _functions(inside).items()}
+    return own
+
+
+def _is_own(function: types.FunctionType) -> bool:
+    file = Path(function.__code__.co_filename)
+    elsewhere = (Path(__file__).parents[1], *map(Path, (sysconfig.get_path(each) for each in ("stdlib", "purelib"))))
+    return not any(file.is_relative_to(each) for each in elsewhere) and not file.name.startswith("<string>")
+
+
+def _instructions(code: types.CodeType) -> str:
+    """What a function does, as text that is the same in every process of one Python version."""
+    held = [_instructions(each) if isinstance(each, types.CodeType) else _constant(each) for each in code.co_consts]
+    return repr((code.co_code, held, code.co_names, code.co_varnames, code.co_freevars))
+
+
+def _constant(value: object) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def _shortened(value: Any) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import shutil
+import sys
 import time
 import traceback
 import warnings
@@ -96,7 +97,10 @@ class Run:
             done = len(self._cells) - len(todo)
             rounds = self.experiment.generations
             with tqdm(
-                total=len(self._cells) * rounds, initial=done * rounds, unit="generation", disable=not progress or None
+                total=len(self._cells) * rounds,
+                initial=done * rounds,
+                unit="generation",
+                disable=not (progress and _is_watched()),
             ) as bar:
                 if isinstance(workers, int) and workers == 1:
                     failures = await self._here(todo, bar)
@@ -276,6 +280,20 @@ class Run:
                 f"{'' if len(found) <= 5 else f' and {len(found) - 5} more'}. Run this one in another directory",
                 differences=found,
             )
+        self._warn_of_code(old.get("code", {}), new["code"])
+
+    def _warn_of_code(self, old: dict[str, str], new: dict[str, str]) -> None:
+        """Say what was written anew since the run was begun: its mending is a reason to go on, and the finished cells
+        stay as they are.
+        """
+        changed = [name for name in new if name in old and old[name] != new[name]]
+        if changed and any(self.directory.glob("cells/*")):
+            warnings.warn(
+                f"{', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}: not the code with which the run in"
+                f" {self.directory} was begun. Its finished cells stay as they are; for all of them anew, run the"
+                " experiment in another directory",
+                stacklevel=2,
+            )
 
     def _unwritable(self, error: OSError) -> ExperimentFailed:
         return ExperimentFailed(f"nothing was run: {self.directory} can not be written: {error}", cells=[])
@@ -316,6 +334,12 @@ def run_cell(work: bytes) -> Outcome:
 
     experiment, arm, seed, hub, keep = cloudpickle.loads(work)
     return run_leashed(attempt_cell(experiment, arm, seed, hub=hub, keep=keep))
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees a bar: in a terminal, or in a notebook, whose streams are no terminals."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", {})
 
 
 def _packed(work: object) -> bytes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedlab.errors import InvalidRequest
 from fedlab.lab.learner import Answer, Query
-from fedlab.lab.world import Outcome, Task, attempt
+from fedlab.lab.world import Outcome, Task, attempt, finite
 from fedlab.recall import SIMILARITY
 
 if TYPE_CHECKING:
@@ -179,6 +178,11 @@ def _checked_answer(answer: object, learner: Learner) -> Answer:
     if isinstance(answer, str):
         return Answer(answer)
     if isinstance(answer, Answer) and isinstance(answer.output, str):
+        if not isinstance(answer.metadata, dict):
+            raise InvalidRequest(
+                f"{type(learner).__name__}.act answered with metadata {answer.metadata!r:.80}: a dict is due",
+                field="metadata",
+            )
         return answer
     given = answer.output if isinstance(answer, Answer) else answer
     raise InvalidRequest(
@@ -193,18 +197,21 @@ def _checked_outcomes(outcomes: object, world: World) -> list[Outcome]:
     several = [outcomes] if isinstance(outcomes, Outcome) else outcomes
     if not isinstance(several, list) or not all(isinstance(each, Outcome) for each in several):
         raise InvalidRequest(f"{name}.attempt returned {outcomes!r:.80}: an Outcome or a list of them", field="attempt")
-    for each in several:
-        for value in (each.reward, each.reward if each.true_reward is None else each.true_reward):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise InvalidRequest(
-                    f"{name} gave {each.output!r:.80} the reward {value!r:.40}: a reward is a finite number",
-                    field="reward",
-                )
-    return several
+    return [_checked_outcome(each, name) for each in several]
+
+
+def _checked_outcome(outcome: Outcome, name: str) -> Outcome:
+    """The outcome with rewards that are floats."""
+    given = [outcome.reward] if outcome.true_reward is None else [outcome.reward, outcome.true_reward]
+    rewards = []
+    for value in given:
+        if (number := finite(value)) is None:
+            raise InvalidRequest(
+                f"{name} gave {outcome.output!r:.80} the reward {value!r:.40}: a reward is a finite number",
+                field="reward",
+            )
+        rewards.append(number)
+    return outcome._replace(reward=rewards[0], true_reward=rewards[1] if len(rewards) > 1 else None)
 
 
 def _step(task: Task, memories: Sequence[Memory], answer: Answer, learner: Learner) -> Step:

@@ -130,6 +130,21 @@ def attempt(world: World, task: Task, rng: np.random.Generator) -> Generator[Tas
         given = yield asked
 
 
+def finite(value: object) -> float | None:
+    """A reward as a number, True being 1; None if it is no finite one.
+
+    >>> finite(True), finite("0.5"), finite(float("nan"))
+    (1.0, None, None)
+    """
+    if type(value) is not float:
+        import numpy as np
+
+        if not isinstance(value, (Real, np.bool_)):
+            return None
+        value = float(value)
+    return value if math.isfinite(value) else None
+
+
 def check_world(world: World) -> None:
     """Go through some tasks of a world of your own, and say what an experiment would stumble over.
 
@@ -186,7 +201,7 @@ def _check_walk(world: World, task: Task, answers: Sequence[str]) -> None:
 def _check_outcome(world: World, outcome: Outcome) -> None:
     _must(isinstance(outcome, Outcome), world, f"returned {outcome!r:.80}, which is no Outcome")
     for reward in (outcome.reward, outcome.reward if outcome.true_reward is None else outcome.true_reward):
-        is_number = isinstance(reward, Real) and math.isfinite(reward)
+        is_number = finite(reward) is not None
         _must(is_number, world, f"gave {outcome.output!r:.40} the reward {reward!r:.40}, which is no finite number")
     try:
         json.dumps(outcome.metadata)

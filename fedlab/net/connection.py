@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import numpy as np
 
-from fedlab.episode import Episode, to_vector
+from fedlab.episode import Episode, Memories, to_vector
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import transfer
 from fedlab.hub.values import ERASURE
@@ -110,7 +110,8 @@ class HubConnection(AggregateCalls):
             "task": task,
             "agent_id": agent_id,
         }
-        return (await self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters))[0]
+        found = await self.recall_many(tenant_id, [query], k, policy=policy, vectors=vectors, **filters)
+        return Memories(found[0])
 
     async def recall_many(
         self,

@@ -158,6 +158,7 @@ def broken(**parts):
         (broken(options={"tool": ""}), "no option 'fruit'"),
         (broken(reward=lambda self, task, output: float("nan")), "nan, which is no finite number"),
         (broken(reward=lambda self, task, output: None), "None, which is no finite number"),
+        (broken(reward=lambda self, task, output: "0.5"), "'0.5', which is no finite number"),
         (broken(dimension=3), "brings no vector"),
         (broken(attempt=lambda self, task, rng: Outcome("fruit", 1.0)), "attempt that gave Outcome .* no generator"),
         (broken(attempt=lambda self, task, rng: (yield "a task")), "yields str 'a task' in attempt, and no Task"),
@@ -180,6 +181,9 @@ def learner(act, **parts):
         (learner(lambda self, task, memories, rng: 3), "act gave 3"),
         (learner(lambda self, task, memories, rng: Answer("fruit", ["x"])), "'x', which was not recalled"),
         (learner(lambda self, task, memories, rng: str(np.random.random())), "for one state of rng"),
+        (learner(lambda self, task, memories, rng: Answer("fruit", 5)), "used 5, and not a sequence"),
+        (learner(lambda self, task, memories, rng: Answer("fruit", (), None)), "metadata None, .* no JSON: not a dict"),
+        (learner(lambda self, task, memories, rng: Answer("fruit", (), {"a": {1}})), "metadata .*, which are no JSON"),
         (learner(lambda self, task, memories, rng: "fruit", queries=lambda self, task: [5]), "sequence of Query"),
     ],
 )

@@ -8,12 +8,14 @@ import gc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
-from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, running
+from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, learners, running, worlds
 from fedlab.lab.calm import calm
+from fedlab.lab.manifest import code_of
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import free_port
 
@@ -121,10 +123,71 @@ def test_another_experiment_is_refused_and_the_error_says_what_differs(tmp_path,
         experiment(**{"arms": [MANY[0], MANY[4]], **changed}).run_sync(tmp_path / "run", progress=False)
 
 
+class Private(Copier):
+    """Keeps its arguments to itself."""
+
+    def __init__(self, k, how):
+        super().__init__()
+        self._k, self._how, self._met = k, how, object()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Private(2, functools.partial(round, ndigits=1)), "learner._k: 1 → 2"),
+        (Private(1, functools.partial(round, ndigits=2)), r"learner._how\[1\].ndigits: 1 → 2"),
+    ],
+)
+def test_what_a_learner_was_made_with_is_compared_also_where_it_is_private(tmp_path, other, said):
+    first = Private(1, functools.partial(round, ndigits=1))
+    experiment(Arm("a", first)).run_sync(tmp_path / "run", progress=False)
+    experiment(Arm("a", Private(1, functools.partial(round, ndigits=1)))).run_sync(tmp_path / "run", progress=False)
+    with pytest.raises(InvalidRequest, match=said):
+        experiment(Arm("a", other)).run_sync(tmp_path / "run", progress=False)
+
+
+def test_who_goes_on_with_other_code_is_told_and_keeps_what_is_finished(tmp_path):
+    def learner(act):
+        return type("Mine", (Copier,), {"act": act})()
+
+    def run(act, **options):
+        return experiment(Arm("mine", learner(act)), **options).run_sync(tmp_path / "run", progress=False)
+
+    def says(self, task, memories, rng):
+        return "odd" if task.input in {"1", "3"} else "even"
+
+    first = run(says).episodes
+
+    def says(self, task, memories, rng):
+        # as before, in other lines
+        return "odd" if task.input in {"1", "3"} else "even"
+
+    run(says)
+    with pytest.warns(UserWarning, match=r"^arms\[mine\].learner.act: not the code with which the run in .* was begun"):
+        assert run(lambda self, task, memories, rng: "odd").episodes.equals(first)
+
+
+def test_the_code_of_what_is_wrapped_counts_and_that_of_the_library_does_not():
+    world = worlds.NoisyReward(Parity(), 0.1)
+    found = code_of(experiment(Arm("a", learners.ZeroShot()), Arm("b", Copier()), world=world))
+    methods = {"__init__", "tasks", "reward", "helpful"}
+    copier = {"__init__", "queries", "act"}
+    assert set(found) == {f"world.world.{each}" for each in methods} | {f"arms[b].learner.{each}" for each in copier}
+
+
 def test_a_directory_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InvalidRequest, match="thesis.tex"):
         experiment().run_sync(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_, np.float32, int])
+def test_right_or_wrong_is_a_reward(tmp_path, kind):
+    world = own(Parity, reward=lambda self, task, output: kind(output == task.answer))
+    check_world(world)
+    experiment(world=world).run_sync(tmp_path / "run", progress=False)
+    experiment().run_sync(tmp_path / "floats", progress=False)
+    assert files(tmp_path / "run") == files(tmp_path / "floats")
 
 
 class Breaks(Copier):
@@ -254,6 +317,16 @@ def test_a_model_that_does_not_work_is_tried_once(tmp_path):
     ("options", "arm", "said"),
     [
         ({}, used(["nope"]), "Own.act used 'nope', which is none of the 0 memories that were recalled"),
+        (
+            {"world": own(Parity, reward=lambda self, task, output: "0.5")},
+            MANY[0],
+            "Own gave 'odd' the reward '0.5': a reward is a finite number",
+        ),
+        (
+            {},
+            Arm("bad", own(Copier, act=lambda self, task, memories, rng: Answer("odd", (), None))),
+            "Own.act answered with metadata None: a dict is due",
+        ),
         ({}, used("nope"), "Own.act used 'nope', which is none"),
         ({}, used(5), "Own.act used 5, which is none"),
         ({}, queries([5]), r"Own.queries gave list \[5\]: a sequence of Query is due"),

@@ -81,11 +81,11 @@ def await_end_of(pids):
         assert time.monotonic() < deadline, pids
 
 
-def check_goes_on(tmp_path, **options):
+def check_goes_on(tmp_path, *, deaf=False, **options):
     """Begun again, it ends as if nothing had happened."""
     (tmp_path / "open").touch()
-    waiting(tmp_path).run_sync(tmp_path / "whole", progress=False)
-    waiting(tmp_path).run_sync(tmp_path / "run", progress=False, **options)
+    waiting(tmp_path, deaf).run_sync(tmp_path / "whole", progress=False)
+    waiting(tmp_path, deaf).run_sync(tmp_path / "run", progress=False, **options)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     assert len(files(tmp_path / "run")) == 15
 
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_live_hub_without_agents(tmp_path
         agents = connection.agents()
         assert agents.filter(status="alive").is_empty()
         assert agents.filter(tenant_id=before["tenant_id"].to_list()[0])["status"].to_list() == ["destroyed"] * 4
-    check_goes_on(tmp_path, hub=live)
+    check_goes_on(tmp_path, deaf=deaf, hub=live)
 
 
 def test_ctrl_c_leaves_the_hubs_of_cells_closed_and_whole(tmp_path):
