@@ -127,14 +127,15 @@ def _episode(tenant_id: str, episode_id: str, *, hint: bool) -> None:
     if frame.is_empty():
         look.note("It was forgotten: what is still known of it stands in its lineage.")
     else:
-        episode = look.local(frame).row(0, named=True)
+        episode = frame.row(0, named=True)
         look.metrics(
             {
                 "Reward": f"{episode['reward']:,.3f}",
                 "Agent": look.literal(episode["agent_id"]),
-                "Made": f"{episode['created_at']:%Y-%m-%d %H:%M:%S}",
+                "Made": look.when(episode["created_at"]),
                 "Sources": f"{len(episode['sources']):,}",
-            }
+            },
+            {"Made": f"In the time zone {look.zone().key}."},
         )
         for name in ("task", "input", "output", "metadata"):
             st.caption(name)
@@ -165,20 +166,25 @@ def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
         return
     drawn = sample.drop("vector").with_columns(pl.Series("x", points[:, 0]), pl.Series("y", points[:, 1]))
     total = sources.ask("stats", tenant_id).episodes
-    event = look.chart(
+    look.chart(
         figures.memory_map(drawn, colour, way),
         drawn,
         key="map",
-        select=True,
+        select=_choose,
         about=f"{len(drawn)} episodes as points: near ones are alike; coloured by {colour}.",
     )
     if len(drawn) < total and not where:
         st.caption(f"A sample of {len(drawn):,} of {total:,} episodes. Draw a lasso around some to list them.")
-    ids = [point["customdata"][0] for point in event.selection.points] if event and "selection" in event else []
-    if ids:
-        lasso = drawn.filter(pl.col("id").is_in(ids))
+    lasso = drawn.filter(pl.col("id").is_in(st.session_state.get("lassoed", [])))
+    if len(lasso):
         st.caption(f"{len(lasso):,} chosen, mean reward {lasso['reward'].mean():.3f}")
         st.dataframe(look.local(lasso.drop("x", "y")), key="lasso", hide_index=True)
+
+
+def _choose() -> None:
+    """Keep what was chosen on the map: the map of a hub that changes is another one by the time it is drawn again."""
+    points = st.session_state["map"].selection.points
+    st.session_state.lassoed = [point["customdata"][0] for point in points]
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs={pl.DataFrame: lambda frame: tuple(frame["seq"])})

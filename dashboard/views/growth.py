@@ -30,7 +30,7 @@ class Range(NamedTuple):
 def page() -> None:
     """All of it."""
     if not sources.tenants():
-        look.note("Nothing grows yet: this hub is empty. Let an agent store its first episode.")
+        look.nobody("Nothing grows yet: this hub is empty. Let an agent store its first episode.")
         return
     left, right = st.columns([1, 2])
     with left:

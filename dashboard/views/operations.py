@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # Changes that a text is searched in, and what is shown of them.
 SEARCHED, SHOWN = 5_000, 200
 DAY_MS = 86_400_000
+REPLICAS = (
+    "A hub has no replicas, so there is no lag to show: one process answers everything. Its copies are its backups, and"
+    " how old the newest is stands in the section Backups."
+)
 KINDS = (
     "episode_stored",
     "episode_forgotten",
@@ -49,6 +53,7 @@ def page() -> None:
     if sources.connection().url is None:
         del sections["Requests"]  # nobody asks an embedded hub from elsewhere
     sections[look.choose("Section", sections, key="section", label_visibility="collapsed")](info)
+    st.caption(REPLICAS)
 
 
 @look.live
@@ -151,7 +156,7 @@ def _retention(info: HubInfo) -> None:
     schema = {
         "tenant": pl.String,
         "policy": pl.String,
-        "at": pl.Int64,
+        "last_forgotten_at": pl.Int64,
         "then": pl.Int64,
         "day": pl.Int64,
         "failed": pl.String,
@@ -162,7 +167,6 @@ def _retention(info: HubInfo) -> None:
         hide_index=True,
         key="policies",
         column_config={
-            "at": st.column_config.DatetimeColumn("last forgotten"),
             "then": number("forgotten by the last run", format="localized"),
             "day": number("forgotten in the last 24 hours", format="localized"),
         },

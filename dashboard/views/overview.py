@@ -50,7 +50,7 @@ def _numbers(info: HubInfo) -> None:
             "Episodes": f"{numbers.episodes:,}",
             "On disk": look.bytes_of(numbers.bytes) if numbers.bytes else "not said",
             "Changes a minute": _rate(info),
-            "Answers in": f"{answered * 1000:,.0f} ms",
+            "Answers in": f"{answered * 1000:,.0f} ms" if answered >= 0.001 else "< 1 ms",
         },
         {
             "Agents alive": f"Of {numbers.agents:,} lives so far.",
