@@ -165,7 +165,6 @@ def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
         look.note("UMAP is not installed: `pip install 'fedlab-memory[map]'`. PCA needs nothing more.")
         return
     drawn = sample.drop("vector").with_columns(pl.Series("x", points[:, 0]), pl.Series("y", points[:, 1]))
-    total = sources.ask("stats", tenant_id).episodes
     look.chart(
         figures.memory_map(drawn, colour, way),
         drawn,
@@ -173,8 +172,8 @@ def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
         select=_choose,
         about=f"{len(drawn)} episodes as points: near ones are alike; coloured by {colour}.",
     )
-    if len(drawn) < total and not where:
-        st.caption(f"A sample of {len(drawn):,} of {total:,} episodes. Draw a lasso around some to list them.")
+    sampled = "" if len(drawn) < SAMPLE else f"A sample of {len(drawn):,} episodes. "
+    st.caption(f"{sampled}Draw a lasso around some to list them.")
     lasso = drawn.filter(pl.col("id").is_in(st.session_state.get("lassoed", [])))
     if len(lasso):
         st.caption(f"{len(lasso):,} chosen, mean reward {lasso['reward'].mean():.3f}")

@@ -112,6 +112,28 @@ def test_the_data_of_a_live_chart_is_there_when_it_is_opened_and_stays(browser: 
     visitor.check()
 
 
+def test_a_lasso_chooses_also_when_the_hub_has_changed_since_the_map_was_drawn(
+    browser: Browser, url: str, hub: HubProcess
+):
+    visitor = Visitor(browser, url)
+    page = visitor.go("explorer?tenant=acme")
+    with connect_sync(hub.url) as connection:
+        connection.put(Episode(tenant_id="acme", agent_id="late", task="t", input="i", output="o", reward=0.5))
+    page.set_viewport_size({"width": 1280, "height": 2400})
+    area = page.locator(".js-plotly-plot").last.locator(".nsewdrag")
+    area.wait_for()
+    box = area.bounding_box()
+    assert box is not None
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98), (0.02, 0.04)]
+    for number, (x, y) in enumerate(corners):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+        if not number:
+            page.mouse.down()
+    page.mouse.up()
+    page.get_by_text("chosen, mean reward").wait_for()
+    visitor.check()
+
+
 def test_a_hub_that_is_killed_and_comes_back_does_not_end_the_session(browser: Browser, url: str, hub: HubProcess):
     visitor = Visitor(browser, url)
     visitor.go()

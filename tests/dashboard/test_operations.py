@@ -145,3 +145,8 @@ def test_a_directory_says_how_backups_are_made_and_shows_its_erasures(look_at: L
     assert "fedlab backup HUB DEST" in words(app)
     app = look_at("operations", hub, section="Erasures")
     assert frame(app, "reason") == ["asked for it"]
+
+
+def test_each_section_says_that_there_are_no_replicas(look_at: Look, hub: Path):
+    for section in ("Log", "Retention", "Backups", "Erasures"):
+        assert "no replicas" in words(look_at("operations", hub, section=section))
