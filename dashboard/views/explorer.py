@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -32,7 +33,7 @@ def page() -> None:
         return
     where = _filters()
     found = _search(tenant_id, where)
-    chosen = st.session_state.get("chosen") or st.query_params.get("episode")
+    chosen = st.query_params.get("episode")
     known = {memory.id for memory in found}
     if chosen is not None:
         _episode(tenant_id, chosen, hint=chosen in known)
@@ -92,11 +93,7 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
     frame = pl.DataFrame([_row(rank, memory, policy) for rank, memory in enumerate(found, 1)])
     shown = look.local(frame.with_columns(pl.col("task", "input", "output").str.slice(0, EXCERPT)))
     st.caption(f"{len(found):,} memories, ranked by {policy}. Choose a row to see all of it, and where it comes from.")
-    event = st.dataframe(shown, key="found", hide_index=True, on_select="rerun", selection_mode="single-row")
-    rows = event.selection.rows if hasattr(event, "selection") else []
-    st.session_state.chosen = found[rows[0]].id if rows else None
-    if rows:
-        st.query_params["episode"] = found[rows[0]].id
+    _choose_row(shown, [memory.id for memory in found])
     parts = [name for name in frame.columns if name.startswith("from ")]
     look.chart(
         figures.ranking(frame, parts),
@@ -105,6 +102,22 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
         about="The score of each memory that was found, made of what similarity, reward and age gave to it.",
     )
     return found
+
+
+def _choose_row(shown: pl.DataFrame, ids: list[str]) -> None:
+    """The table. A choice is of what was seen: by the time it is heard, other memories may have come before it."""
+    if ids != st.session_state.get("listed"):
+        st.session_state.listed, st.session_state.lists = ids, st.session_state.get("lists", 0) + 1
+    key = f"found {st.session_state.lists}"
+    chose = partial(_chosen, key, ids)
+    st.dataframe(shown, key=key, hide_index=True, on_select=chose, selection_mode="single-row")
+
+
+def _chosen(key: str, ids: list[str]) -> None:
+    if rows := st.session_state[key].selection.rows:
+        st.query_params["episode"] = ids[rows[0]]
+    else:
+        st.query_params.pop("episode", None)
 
 
 def _row(rank: int, memory: Memory, policy: RecallPolicy) -> dict[str, Any]:
