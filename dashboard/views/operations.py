@@ -126,7 +126,7 @@ def _tail(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, 
     if frame.is_empty():
         look.note("No change passes these filters: clear one of them.")
         return
-    st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=600)
+    st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=min(600, 36 * (len(frame) + 1)))
 
 
 def _retention(info: HubInfo) -> None:
@@ -224,7 +224,9 @@ def _backups(info: HubInfo) -> None:
     left, right = st.columns(2)
     with left, st.form("take", border=True):
         st.markdown("**Take one**")
-        name = st.text_input("Name", f"by-hand-{datetime.now(UTC):%Y%m%dT%H%M%SZ}", key="backup-name")
+        # Another one after each backup: a name is taken once.
+        key = f"backup-name {len(frame)}"
+        name = st.text_input("Name", f"by-hand-{datetime.now(UTC):%Y%m%dT%H%M%SZ}", key=key)
         base = st.selectbox("Only what is new since", frame["name"].to_list(), index=None, placeholder="A full one")
         if st.form_submit_button("Back up", icon=":material/backup:"):
             _do(f"Backing up {name}", "backup", name, base=base)
