@@ -64,6 +64,20 @@ def local(frame: pl.DataFrame) -> pl.DataFrame:
     return moved.rename({each.meta.output_name(): f"{each.meta.output_name()} ({reader})" for each in utc})
 
 
+def table(frame: pl.DataFrame, *, columns: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A frame as a table, with its times in the reader's zone and a separator of thousands in its whole numbers.
+
+    Args:
+        frame: As `local` takes it.
+        columns: How some columns look.
+        options: Of `st.dataframe`.
+    """
+    shown = local(frame)
+    whole = [name for name, kind in shown.schema.items() if kind.is_integer()]
+    usual = {name: st.column_config.NumberColumn(format="localized") for name in whole}
+    return st.dataframe(shown, hide_index=True, column_config={**usual, **(columns or {})}, **options)
+
+
 def bytes_of(number: float) -> str:
     """A size in decimal units.
 
@@ -140,7 +154,7 @@ def chart(
     )
     if popover.open:
         with popover:
-            st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
+            table(data.head(5_000), key=f"{key}-data")
             if len(data) > 5_000:
                 st.caption(f"The first 5,000 of {len(data):,} rows.")
     return chosen

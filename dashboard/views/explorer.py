@@ -91,7 +91,7 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
         look.note("No episode passes these filters. Clear one of them.")
         return []
     frame = pl.DataFrame([_row(rank, memory, policy) for rank, memory in enumerate(found, 1)])
-    shown = look.local(frame.with_columns(pl.col("task", "input", "output").str.slice(0, EXCERPT)))
+    shown = frame.with_columns(pl.col("task", "input", "output").str.slice(0, EXCERPT))
     st.caption(f"{len(found):,} memories, ranked by {policy}. Choose a row to see all of it, and where it comes from.")
     _choose_row(shown, [memory.id for memory in found])
     parts = [name for name in frame.columns if name.startswith("from ")]
@@ -110,7 +110,7 @@ def _choose_row(shown: pl.DataFrame, ids: list[str]) -> None:
         st.session_state.listed, st.session_state.lists = ids, st.session_state.get("lists", 0) + 1
     key = f"found {st.session_state.lists}"
     chose = partial(_chosen, key, ids)
-    st.dataframe(shown, key=key, hide_index=True, on_select=chose, selection_mode="single-row")
+    look.table(shown, key=key, on_select=chose, selection_mode="single-row")
 
 
 def _chosen(key: str, ids: list[str]) -> None:
@@ -190,7 +190,7 @@ def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
     lasso = drawn.filter(pl.col("id").is_in(st.session_state.get("lassoed", [])))
     if len(lasso):
         st.caption(f"{len(lasso):,} chosen, mean reward {lasso['reward'].mean():.3f}")
-        st.dataframe(look.local(lasso.drop("x", "y")), key="lasso", hide_index=True)
+        look.table(lasso.drop("x", "y"), key="lasso")
 
 
 def _choose() -> None:

@@ -166,7 +166,7 @@ def _turnover(by: str, frame: pl.DataFrame, forgetting: pl.DataFrame, colours: d
             why = forgetting.group_by("tenant_id", "reason").agg(
                 pl.col("forgotten").sum(), first_at=pl.col("time").min(), last_at=pl.col("last_at").max()
             )
-            st.dataframe(look.local(why.sort("tenant_id", "first_at")), key="growth-why", hide_index=True)
+            look.table(why.sort("tenant_id", "first_at"), key="growth-why")
 
 
 def _generations(tenants: Sequence[str], chosen: Range) -> None:

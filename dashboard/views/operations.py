@@ -126,7 +126,7 @@ def _tail(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, 
     if frame.is_empty():
         look.note("No change passes these filters: clear one of them.")
         return
-    st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=min(600, 36 * (len(frame) + 1)))
+    look.table(frame, key="log-tail", height=min(600, 36 * (len(frame) + 1)))
 
 
 def _retention(info: HubInfo) -> None:
@@ -162,11 +162,10 @@ def _retention(info: HubInfo) -> None:
         "failed": pl.String,
     }
     number = st.column_config.NumberColumn
-    st.dataframe(
-        look.local(pl.DataFrame(rows, schema, orient="row")),
-        hide_index=True,
+    look.table(
+        pl.DataFrame(rows, schema, orient="row"),
         key="policies",
-        column_config={
+        columns={
             "then": number("forgotten by the last run", format="localized"),
             "day": number("forgotten in the last 24 hours", format="localized"),
         },
@@ -215,11 +214,10 @@ def _backups(info: HubInfo) -> None:
     if frame.is_empty():
         look.note("There is no backup yet: take one.")
     else:
-        st.dataframe(
-            look.local(frame),
-            hide_index=True,
+        look.table(
+            frame,
             key="backups",
-            column_config={"base": st.column_config.TextColumn("builds on", help="Empty for a full one.")},
+            columns={"base": st.column_config.TextColumn("builds on", help="Empty for a full one.")},
         )
     left, right = st.columns(2)
     with left, st.form("take", border=True):
@@ -256,7 +254,7 @@ def _erasures(_info: HubInfo) -> None:
     st.caption(
         "With hashes in the place of names (BLAKE2b of 16 bytes). Restoring an older backup erases all of it again."
     )
-    st.dataframe(look.local(frame), hide_index=True, key="erasures")
+    look.table(frame, key="erasures")
 
 
 page()

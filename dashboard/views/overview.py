@@ -80,8 +80,8 @@ def _tenants() -> None:
     if expander.open:
         policies = {tenant: str(policy) for tenant, policy in sources.policies().items()}
         retention = pl.col("tenant_id").replace_strict(policies)
-        frame = look.local(tenants.with_columns(retention=retention))
-        expander.dataframe(frame, key="tenants-table", hide_index=True)
+        with expander:
+            look.table(tenants.with_columns(retention=retention), key="tenants-table")
 
 
 page()

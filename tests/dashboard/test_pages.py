@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -67,6 +68,13 @@ def test_a_time_in_a_table_says_its_zone_in_the_name_of_its_column(monkeypatch: 
     shown = look.local(frame)
     assert shown.columns == ["created_at (Asia/Tokyo)", "time (Asia/Tokyo)", "episodes"]
     assert shown.row(0) == (datetime(1970, 1, 1, 9), datetime(1970, 1, 1, 9), 3)
+
+
+def test_whole_numbers_of_a_table_have_separators_of_thousands(look_at: Look, lively_hub: Path):
+    shown = look_at("overview", lively_hub).dataframe[0]
+    columns = json.loads(shown.proto.columns)
+    assert columns["episodes"]["type_config"]["format"] == "localized"
+    assert "created_at" not in columns
 
 
 def test_a_backup_is_looked_at_and_stays_as_it_is(look_at: Look, tmp_path: Path, lively_hub: Path):
