@@ -80,9 +80,20 @@ FIGURES = {
         "Theory",
         "What theory expects of each generation as lines, what was simulated as points with 95 % intervals.",
         lambda run, metric, _: run.plot.against_theory(metric=metric),
-        lambda run, metric, _: run.curves(metric=metric),
+        lambda run, metric, _: _against_theory(run, metric),
     ),
 }
+
+
+def _against_theory(results: Results, metric: Metric) -> pl.DataFrame:
+    """What was simulated, with what theory expects beside it."""
+    rows = [
+        (arm, number, float(value))
+        for arm, values in results.theory.items()
+        for number, value in zip(results.numbers(), values, strict=True)
+    ]
+    expected = pl.DataFrame(rows, ["arm", "generation", "theory"], orient="row")
+    return results.curves(metric=metric).join(expected, on=["arm", "generation"])
 
 
 def names(results: Results) -> list[str]:

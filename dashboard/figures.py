@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 REST = "#B0B0B0"
 """Of the groups that are not told apart."""
+SEEN = 0.25, 0.9
+"""The part of a scale of colours that is seen on a dark page and on a light one."""
 NOW = "as it is now"
 SHORTER = {" to ": "-", "under ": "&lt; ", "below ": "&lt; ", "over ": "&gt; ", " and above": "+", "minutes": "min"}
 SHORTER |= {"minute": "min", " days": " d", " hours": " h"}
@@ -32,13 +34,20 @@ SHORT = re.compile("|".join(SHORTER))
 
 
 def growth(frame: pl.DataFrame, colours: Mapping[str, str], *, zone: str) -> go.Figure:
-    """Live episodes over time, a line for each tenant, and dotted what had been forgotten or erased by then."""
+    """Live episodes over time, a line for each tenant; dashed what it had stored by then, dotted what had gone."""
     figure = blank("Memory growth", f"time ({zone})", "episodes", "tenant")
+    marks = {"stored so far": "dash", "forgotten or erased so far": "dot"}
+    lost = False
     for name, colour, rows in groups(frame, "tenant_id", colours):
         x, gone = stretches(rows["time"], zone), (rows["forgotten"] + rows["erased"]).cum_sum()
         line(figure, x, rows["live"], name, colour, shape="hv")
         if gone[-1]:
-            line(figure, x, gone, f"{name}, gone", colour, legendgroup=name, shape="hv", dash="dot", width=1.5)
+            lost = True
+            for (what, dash), values in zip(marks.items(), (rows["stored"].cum_sum(), gone), strict=True):
+                thin: dict[str, Any] = {"shape": "hv", "dash": dash, "width": 1.5, "showlegend": False}
+                line(figure, x, values, f"{name}, {what}", colour, legendgroup=name, **thin)
+    for what, dash in marks.items() if lost else ():  # once in the legend, and not once for each tenant
+        line(figure, [None], [None], what, REST, dash=dash, width=1.5)
     return figure.update_yaxes(rangemode="tozero", tickformat=",")
 
 
@@ -167,5 +176,6 @@ def in_order(names: Sequence[object]) -> dict[str, str]:
     """Colours of groups that have an order, such as generations: from dark to light."""
     from plotly.colors import sample_colorscale
 
-    places = [each / max(1, len(names) - 1) * 0.9 for each in range(len(names))]
+    low, high = SEEN
+    places = [low + each / max(1, len(names) - 1) * (high - low) for each in range(len(names))]
     return dict(zip(map(str, names), sample_colorscale("Viridis", places, colortype="rgb"), strict=True))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from dashboard.figures import times
+from dashboard.figures import REST, in_order, times
 from dashboard.look import plain
 from fedlab.plots import OKABE_ITO, blank
 
@@ -76,11 +76,14 @@ def credit(frame: pl.DataFrame, by: str) -> go.Figure:
     names = sorted({*frame["source"].to_list(), *frame["target"].to_list()} - {None})
     order = {name: place for place, name in enumerate([*names, None])}
     label = [plain(name) for name in names] + [unknown]
+    shown = [OKABE_ITO[place % len(OKABE_ITO)] for place in range(len(names))]
+    if by == "generation":
+        shown = [*in_order(names).values()]  # as on the other pages
     rewards = frame["mean_reward"].fill_null(0.0)
     low, high = min(rewards.to_list()), max(rewards.to_list())
     shade = [0.15 + 0.6 * ((value - low) / (high - low) if high > low else 0.5) for value in rewards]
     sankey = go.Sankey(
-        node={"label": label, "color": [OKABE_ITO[place % len(OKABE_ITO)] for place in range(len(label))], "pad": 12},
+        node={"label": label, "color": [*shown, REST], "pad": 12},
         link={
             "source": [order[each] for each in frame["source"]],
             "target": [order[each] for each in frame["target"]],

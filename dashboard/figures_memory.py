@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from dashboard.figures import in_order
 from dashboard.look import plain
 from fedlab.plots import OKABE_ITO, blank
 
@@ -85,7 +86,8 @@ def memory_map(frame: pl.DataFrame, colour: str, way: str) -> go.Figure:
         _points(figure, frame.filter(~pl.col(colour).is_in(names)), "others", {"color": "#B0B0B0"}, common)
     else:
         bar = {"title": {"text": name}, "thickness": 12}
-        scale = {"color": frame[colour].to_list(), "colorscale": "Cividis", "showscale": True, "colorbar": bar}
+        shades = list(in_order(range(11)).values())
+        scale = {"color": frame[colour].to_list(), "colorscale": shades, "showscale": True, "colorbar": bar}
         _points(figure, frame, "episodes", scale, common)
         figure.update_layout(showlegend=False)
     figure.update_layout(hovermode="closest", dragmode="lasso", height=560)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 BINS = 60
 """Stretches of time in a chart: as many as are seen, and a browser draws in a moment also for 20 tenants."""
+USUAL_HEIGHT = 450
+"""Pixels of a figure that has no height of its own."""
 LONGEST = 40
 """Characters of a name in a chart."""
 KEPT: Any = {"bind": "query-params", "persist_state": "session"}
@@ -45,17 +47,35 @@ def when(ms: int | None) -> str:
 
 
 def local(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame with its times in the reader's zone; whole numbers called `at` or `…_at` are times, in ms UTC."""
+    """A frame with its times in the reader's zone, which their columns name, so that a file made of it says it, too.
+
+    Whole numbers called `at` or `…_at` are times, in ms UTC.
+    """
     utc = [
         pl.from_epoch(name, time_unit="ms") if kind == pl.Int64 else pl.col(name).dt.replace_time_zone(None)
         for name, kind in frame.schema.items()
         if isinstance(kind, pl.Datetime) or (kind == pl.Int64 and (name == "at" or name.endswith("_at")))
     ]
-    # Without its zone at last: it is the reader's own, and a table would repeat it in every row.
+    # Without its zone at last: a table would repeat it in every row.
     reader = zone().key
-    return frame.with_columns(
+    moved = frame.with_columns(
         each.dt.replace_time_zone("UTC").dt.convert_time_zone(reader).dt.replace_time_zone(None) for each in utc
     )
+    return moved.rename({each.meta.output_name(): f"{each.meta.output_name()} ({reader})" for each in utc})
+
+
+def table(frame: pl.DataFrame, *, columns: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A frame as a table, with its times in the reader's zone and a separator of thousands in its whole numbers.
+
+    Args:
+        frame: As `local` takes it.
+        columns: How some columns look.
+        options: Of `st.dataframe`.
+    """
+    shown = local(frame)
+    whole = [name for name, kind in shown.schema.items() if kind.is_integer()]
+    usual = {name: st.column_config.NumberColumn(format="localized") for name in whole}
+    return st.dataframe(shown, hide_index=True, column_config={**usual, **(columns or {})}, **options)
 
 
 def bytes_of(number: float) -> str:
@@ -110,8 +130,10 @@ def chart(
         select: Whether a part of it can be chosen, which is returned; or what is called with a new choice.
         options: Of `st.plotly_chart`.
     """
+    # A legend's place is a share of the height: below a tall figure it would be far away.
+    share = min(1, USUAL_HEIGHT / (figure.layout.height or USUAL_HEIGHT))
     figure.update_layout(
-        margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"orientation": "h", "y": -0.25}, font={"size": 13}
+        margin={"l": 10, "r": 10, "t": 60, "b": 10}, legend={"orientation": "h", "y": -0.25 * share}, font={"size": 13}
     )
     chosen = st.plotly_chart(
         figure,
@@ -132,7 +154,7 @@ def chart(
     )
     if popover.open:
         with popover:
-            st.dataframe(local(data.head(5_000)), key=f"{key}-data", hide_index=True)
+            table(data.head(5_000), key=f"{key}-data")
             if len(data) > 5_000:
                 st.caption(f"The first 5,000 of {len(data):,} rows.")
     return chosen

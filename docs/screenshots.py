@@ -18,6 +18,8 @@ PAGES = {
     "retention": "retention?tenants=keep-forever&policy=MinReward(reward%3D0.5)",
     "explorer": "explorer?tenant=keep-forever&q=read+lines+of+a+file&by_reward=0.5",
 }
+SHOWN = {"explorer": -1}
+"""Which chart of a page is seen, if not the first."""
 PORT = 8555
 
 
@@ -39,6 +41,10 @@ def main() -> None:
                 page.goto(f"http://127.0.0.1:{PORT}/{address}")
                 page.locator(".js-plotly-plot").first.wait_for()
                 time.sleep(8)
+                # What the picture is of: below the controls that lead to it.
+                charts = page.locator(".js-plotly-plot")
+                charts.nth(SHOWN.get(name, 0)).scroll_into_view_if_needed()
+                time.sleep(1)
                 page.screenshot(path=Path(__file__).with_name("screenshots") / f"{name}.png")
     finally:
         process.send_signal(signal.SIGINT)

@@ -131,6 +131,7 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
         f"{name}-summary.csv",
         "text/csv",
     )
+    st.caption("Times in these files are ms since 1970, UTC.")
     st.subheader("Figures")
     st.download_button(
         "All figures as one HTML page", lambda: downloads.page(results, metric, baseline), f"{name}.html", "text/html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
@@ -32,7 +33,7 @@ def page() -> None:
         return
     where = _filters()
     found = _search(tenant_id, where)
-    chosen = st.session_state.get("chosen") or st.query_params.get("episode")
+    chosen = st.query_params.get("episode")
     known = {memory.id for memory in found}
     if chosen is not None:
         _episode(tenant_id, chosen, hint=chosen in known)
@@ -90,13 +91,9 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
         look.note("No episode passes these filters. Clear one of them.")
         return []
     frame = pl.DataFrame([_row(rank, memory, policy) for rank, memory in enumerate(found, 1)])
-    shown = look.local(frame.with_columns(pl.col("task", "input", "output").str.slice(0, EXCERPT)))
+    shown = frame.with_columns(pl.col("task", "input", "output").str.slice(0, EXCERPT))
     st.caption(f"{len(found):,} memories, ranked by {policy}. Choose a row to see all of it, and where it comes from.")
-    event = st.dataframe(shown, key="found", hide_index=True, on_select="rerun", selection_mode="single-row")
-    rows = event.selection.rows if hasattr(event, "selection") else []
-    st.session_state.chosen = found[rows[0]].id if rows else None
-    if rows:
-        st.query_params["episode"] = found[rows[0]].id
+    _choose_row(shown, [memory.id for memory in found])
     parts = [name for name in frame.columns if name.startswith("from ")]
     look.chart(
         figures.ranking(frame, parts),
@@ -105,6 +102,22 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
         about="The score of each memory that was found, made of what similarity, reward and age gave to it.",
     )
     return found
+
+
+def _choose_row(shown: pl.DataFrame, ids: list[str]) -> None:
+    """The table. A choice is of what was seen: by the time it is heard, other memories may have come before it."""
+    if ids != st.session_state.get("listed"):
+        st.session_state.listed, st.session_state.lists = ids, st.session_state.get("lists", 0) + 1
+    key = f"found {st.session_state.lists}"
+    chose = partial(_chosen, key, ids)
+    look.table(shown, key=key, on_select=chose, selection_mode="single-row")
+
+
+def _chosen(key: str, ids: list[str]) -> None:
+    if rows := st.session_state[key].selection.rows:
+        st.query_params["episode"] = ids[rows[0]]
+    else:
+        st.query_params.pop("episode", None)
 
 
 def _row(rank: int, memory: Memory, policy: RecallPolicy) -> dict[str, Any]:
@@ -127,14 +140,15 @@ def _episode(tenant_id: str, episode_id: str, *, hint: bool) -> None:
     if frame.is_empty():
         look.note("It was forgotten: what is still known of it stands in its lineage.")
     else:
-        episode = look.local(frame).row(0, named=True)
+        episode = frame.row(0, named=True)
         look.metrics(
             {
                 "Reward": f"{episode['reward']:,.3f}",
                 "Agent": look.literal(episode["agent_id"]),
-                "Made": f"{episode['created_at']:%Y-%m-%d %H:%M:%S}",
+                "Made": look.when(episode["created_at"]),
                 "Sources": f"{len(episode['sources']):,}",
-            }
+            },
+            {"Made": f"In the time zone {look.zone().key}."},
         )
         for name in ("task", "input", "output", "metadata"):
             st.caption(name)
@@ -164,21 +178,25 @@ def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
         look.note("UMAP is not installed: `pip install 'fedlab-memory[map]'`. PCA needs nothing more.")
         return
     drawn = sample.drop("vector").with_columns(pl.Series("x", points[:, 0]), pl.Series("y", points[:, 1]))
-    total = sources.ask("stats", tenant_id).episodes
-    event = look.chart(
+    look.chart(
         figures.memory_map(drawn, colour, way),
         drawn,
         key="map",
-        select=True,
+        select=_choose,
         about=f"{len(drawn)} episodes as points: near ones are alike; coloured by {colour}.",
     )
-    if len(drawn) < total and not where:
-        st.caption(f"A sample of {len(drawn):,} of {total:,} episodes. Draw a lasso around some to list them.")
-    ids = [point["customdata"][0] for point in event.selection.points] if event and "selection" in event else []
-    if ids:
-        lasso = drawn.filter(pl.col("id").is_in(ids))
+    sampled = "" if len(drawn) < SAMPLE else f"A sample of {len(drawn):,} episodes. "
+    st.caption(f"{sampled}Draw a lasso around some to list them.")
+    lasso = drawn.filter(pl.col("id").is_in(st.session_state.get("lassoed", [])))
+    if len(lasso):
         st.caption(f"{len(lasso):,} chosen, mean reward {lasso['reward'].mean():.3f}")
-        st.dataframe(look.local(lasso.drop("x", "y")), key="lasso", hide_index=True)
+        look.table(lasso.drop("x", "y"), key="lasso")
+
+
+def _choose() -> None:
+    """Keep what was chosen on the map: the map of a hub that changes is another one by the time it is drawn again."""
+    points = st.session_state["map"].selection.points
+    st.session_state.lassoed = [point["customdata"][0] for point in points]
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs={pl.DataFrame: lambda frame: tuple(frame["seq"])})

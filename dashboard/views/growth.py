@@ -30,7 +30,7 @@ class Range(NamedTuple):
 def page() -> None:
     """All of it."""
     if not sources.tenants():
-        look.note("Nothing grows yet: this hub is empty. Let an agent store its first episode.")
+        look.nobody("Nothing grows yet: this hub is empty. Let an agent store its first episode.")
         return
     left, right = st.columns([1, 2])
     with left:
@@ -166,7 +166,7 @@ def _turnover(by: str, frame: pl.DataFrame, forgetting: pl.DataFrame, colours: d
             why = forgetting.group_by("tenant_id", "reason").agg(
                 pl.col("forgotten").sum(), first_at=pl.col("time").min(), last_at=pl.col("last_at").max()
             )
-            st.dataframe(look.local(why.sort("tenant_id", "first_at")), key="growth-why", hide_index=True)
+            look.table(why.sort("tenant_id", "first_at"), key="growth-why")
 
 
 def _generations(tenants: Sequence[str], chosen: Range) -> None:

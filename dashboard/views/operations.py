@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # Changes that a text is searched in, and what is shown of them.
 SEARCHED, SHOWN = 5_000, 200
 DAY_MS = 86_400_000
+REPLICAS = (
+    "A hub has no replicas, so there is no lag to show: one process answers everything. Its copies are its backups, and"
+    " how old the newest is stands in the section Backups."
+)
 KINDS = (
     "episode_stored",
     "episode_forgotten",
@@ -49,6 +53,7 @@ def page() -> None:
     if sources.connection().url is None:
         del sections["Requests"]  # nobody asks an embedded hub from elsewhere
     sections[look.choose("Section", sections, key="section", label_visibility="collapsed")](info)
+    st.caption(REPLICAS)
 
 
 @look.live
@@ -121,7 +126,7 @@ def _tail(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, 
     if frame.is_empty():
         look.note("No change passes these filters: clear one of them.")
         return
-    st.dataframe(look.local(frame), hide_index=True, key="log-tail", height=600)
+    look.table(frame, key="log-tail", height=min(600, 36 * (len(frame) + 1)))
 
 
 def _retention(info: HubInfo) -> None:
@@ -151,18 +156,16 @@ def _retention(info: HubInfo) -> None:
     schema = {
         "tenant": pl.String,
         "policy": pl.String,
-        "at": pl.Int64,
+        "last_forgotten_at": pl.Int64,
         "then": pl.Int64,
         "day": pl.Int64,
         "failed": pl.String,
     }
     number = st.column_config.NumberColumn
-    st.dataframe(
-        look.local(pl.DataFrame(rows, schema, orient="row")),
-        hide_index=True,
+    look.table(
+        pl.DataFrame(rows, schema, orient="row"),
         key="policies",
-        column_config={
-            "at": st.column_config.DatetimeColumn("last forgotten"),
+        columns={
             "then": number("forgotten by the last run", format="localized"),
             "day": number("forgotten in the last 24 hours", format="localized"),
         },
@@ -211,16 +214,17 @@ def _backups(info: HubInfo) -> None:
     if frame.is_empty():
         look.note("There is no backup yet: take one.")
     else:
-        st.dataframe(
-            look.local(frame),
-            hide_index=True,
+        look.table(
+            frame,
             key="backups",
-            column_config={"base": st.column_config.TextColumn("builds on", help="Empty for a full one.")},
+            columns={"base": st.column_config.TextColumn("builds on", help="Empty for a full one.")},
         )
     left, right = st.columns(2)
     with left, st.form("take", border=True):
         st.markdown("**Take one**")
-        name = st.text_input("Name", f"by-hand-{datetime.now(UTC):%Y%m%dT%H%M%SZ}", key="backup-name")
+        # Another one after each backup: a name is taken once.
+        key = f"backup-name {len(frame)}"
+        name = st.text_input("Name", f"by-hand-{datetime.now(UTC):%Y%m%dT%H%M%SZ}", key=key)
         base = st.selectbox("Only what is new since", frame["name"].to_list(), index=None, placeholder="A full one")
         if st.form_submit_button("Back up", icon=":material/backup:"):
             _do(f"Backing up {name}", "backup", name, base=base)
@@ -250,7 +254,7 @@ def _erasures(_info: HubInfo) -> None:
     st.caption(
         "With hashes in the place of names (BLAKE2b of 16 bytes). Restoring an older backup erases all of it again."
     )
-    st.dataframe(look.local(frame), hide_index=True, key="erasures")
+    look.table(frame, key="erasures")
 
 
 page()

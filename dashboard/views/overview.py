@@ -50,7 +50,7 @@ def _numbers(info: HubInfo) -> None:
             "Episodes": f"{numbers.episodes:,}",
             "On disk": look.bytes_of(numbers.bytes) if numbers.bytes else "not said",
             "Changes a minute": _rate(info),
-            "Answers in": f"{answered * 1000:,.0f} ms",
+            "Answers in": f"{answered * 1000:,.0f} ms" if answered >= 0.001 else "< 1 ms",
         },
         {
             "Agents alive": f"Of {numbers.agents:,} lives so far.",
@@ -80,8 +80,8 @@ def _tenants() -> None:
     if expander.open:
         policies = {tenant: str(policy) for tenant, policy in sources.policies().items()}
         retention = pl.col("tenant_id").replace_strict(policies)
-        frame = look.local(tenants.with_columns(retention=retention))
-        expander.dataframe(frame, key="tenants-table", hide_index=True)
+        with expander:
+            look.table(tenants.with_columns(retention=retention), key="tenants-table")
 
 
 page()

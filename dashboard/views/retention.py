@@ -24,7 +24,7 @@ def page() -> None:
     """Build, compare, and, for an admin, save or apply."""
     tenants = look.choose_tenants()
     if not tenants:
-        look.note("This hub has no tenant yet: there is nothing that could be forgotten. `fedlab demo` fills a hub.")
+        look.nobody("This hub has no tenant yet: there is nothing that could be forgotten. `fedlab demo` fills a hub.")
         return
     if len(tenants) > AT_ONCE:
         st.caption(f"Of {len(tenants):,} tenants the first is shown: choose up to {AT_ONCE} of them.")
@@ -60,17 +60,17 @@ def _build(policy: RetentionPolicy) -> None:
     """The parts with their controls, and what all of it means."""
     for number, (path, part) in enumerate(policies.parts(policy)):
         with st.container(border=True):
-            left, right = st.columns([12, 1], vertical_alignment="center")
-            left.markdown(f"**{look.literal(part)}**")
-            right.button(
-                "",
-                icon=":material/delete:",
-                key=f"remove {number}",
-                help="Take this part out",
-                on_click=_put,
-                args=(policy, path, None),
-                type="tertiary",
-            )
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(f"**{look.literal(part)}**", width="stretch")
+                st.button(
+                    "",
+                    icon=":material/delete:",
+                    key=f"remove {number}",
+                    help="Take this part out",
+                    on_click=_put,
+                    args=(policy, path, None),
+                    type="tertiary",
+                )
             key = " ".join((*path, "of"))
             policies.controls(part, key, functools.partial(_put, policy, path))
     columns = st.columns([3, 2, 2, 3], vertical_alignment="bottom")

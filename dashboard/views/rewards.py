@@ -34,7 +34,7 @@ INTERVAL = (
 def page() -> None:
     """All of it."""
     if not sources.tenants():
-        look.note("There are no rewards yet: this hub is empty. Let an agent store its first episode.")
+        look.nobody("There are no rewards yet: this hub is empty. Let an agent store its first episode.")
         return
     tenants = look.choose_tenants()
     summary = _summary(tenants, "tenant")

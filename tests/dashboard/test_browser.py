@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, expect
 from dashboard import PAGES
 from fedlab import Episode, MaxEpisodes, RetentionPolicy, connect_sync
 from fedlab.net import load_key, make_token
+from fedlab.recall import RecallPolicy
 from tests.dashboard import browsers
 from tests.dashboard.browsers import PATIENCE, Served, Visitor, wait_for_health
 from tests.dashboard.conftest import ROOT
@@ -109,6 +110,46 @@ def test_the_data_of_a_live_chart_is_there_when_it_is_opened_and_stays(browser: 
     for _ in range(2):  # the page is drawn again below it
         socket.value.wait_for_event("framereceived")
         expect(popover.get_by_test_id("stDataFrame")).to_be_visible()
+    visitor.check()
+
+
+def test_the_episode_that_was_chosen_is_the_one_that_was_seen_also_when_a_newer_one_came(
+    browser: Browser, url: str, hub: HubProcess
+):
+    visitor = Visitor(browser, url)
+    page = visitor.go("explorer?tenant=acme")
+    with connect_sync(hub.url) as connection:
+        newest = connection.recall("acme", None, 1, policy=RecallPolicy(recency=1.0))[0].id
+        connection.put(Episode(tenant_id="acme", agent_id="late", task="t", input="i", output="o", reward=0.5))
+        box = page.get_by_test_id("stDataFrame").first.locator("canvas").first.bounding_box()
+        assert box is not None
+        page.mouse.click(box["x"] + 15, box["y"] + 52)  # of the first row
+        page.get_by_text("The episode", exact=True).wait_for()
+        visitor.settle()
+    assert page.get_by_test_id("stCode").last.inner_text().strip() == newest
+    assert f"episode={newest}" in page.url
+    visitor.check()
+
+
+def test_a_lasso_chooses_also_when_the_hub_has_changed_since_the_map_was_drawn(
+    browser: Browser, url: str, hub: HubProcess
+):
+    visitor = Visitor(browser, url)
+    page = visitor.go("explorer?tenant=acme")
+    with connect_sync(hub.url) as connection:
+        connection.put(Episode(tenant_id="acme", agent_id="late", task="t", input="i", output="o", reward=0.5))
+    page.set_viewport_size({"width": 1280, "height": 2400})
+    area = page.locator(".js-plotly-plot").last.locator(".nsewdrag")
+    area.wait_for()
+    box = area.bounding_box()
+    assert box is not None
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98), (0.02, 0.04)]
+    for number, (x, y) in enumerate(corners):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+        if not number:
+            page.mouse.down()
+    page.mouse.up()
+    page.get_by_text("chosen, mean reward").wait_for()
     visitor.check()
 
 

@@ -106,3 +106,11 @@ def test_text_in_a_figure_is_no_markup():
     assert plain.layout.title.text == "&lt;b&gt;x&lt;/b&gt;"
     assert plain.data[0].y == ("&lt;i&gt;a&lt;/i&gt;",)
     assert plain.data[0].hovertemplate == "<b>%{y}</b>"
+
+
+def test_the_data_of_theory_has_what_is_expected_beside_what_was_simulated(runs: list[Path]):
+    results = Results.open(runs[0])
+    data = downloads.FIGURES["theory"].data(results, "true_reward", results.arms[0])
+    for (arm,), rows in data.sort("generation").partition_by("arm", as_dict=True).items():
+        assert rows["theory"].to_list() == results.theory[arm]
+        assert rows["mean"].null_count() == 0

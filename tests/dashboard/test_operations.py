@@ -93,12 +93,13 @@ def test_requests_are_counted_and_backups_taken_and_verified(look_at: Look, hub:
         assert frame(app, "policy")[1] == "keep the newest 20 episodes"
         app.button_group(key="section").set_value("Backups").run()
         assert "There is no backup yet" in words(app)
-        app.text_input(key="backup-name").set_value("first")
+        app.text_input(key="backup-name 0").set_value("first")
         next(each for each in app.button if each.label == "Back up").click().run()
         assert not app.exception
         assert "was made: full backup" in app.success[0].value.replace("\\", "")
         assert verify_backup(tmp_path / "backups" / "first").episodes > 0
         assert frame(app, "name") == ["first"]
+        assert app.text_input(key="backup-name 1").value.startswith("by-hand-")  # not the name that is taken
         check = next(each for each in app.button if each.label == "Read and check all of it")
         check.click().run()
         assert "is whole" in app.success[0].value.replace("\\", "")
@@ -145,3 +146,8 @@ def test_a_directory_says_how_backups_are_made_and_shows_its_erasures(look_at: L
     assert "fedlab backup HUB DEST" in words(app)
     app = look_at("operations", hub, section="Erasures")
     assert frame(app, "reason") == ["asked for it"]
+
+
+def test_each_section_says_that_there_are_no_replicas(look_at: Look, hub: Path):
+    for section in ("Log", "Retention", "Backups", "Erasures"):
+        assert "no replicas" in words(look_at("operations", hub, section=section))

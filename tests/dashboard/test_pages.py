@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import polars as pl
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from dashboard import look
 from tests.dashboard.conftest import PAGES, Look, words
 from tests.processes import HubProcess
 
@@ -55,6 +60,21 @@ def test_a_page_is_drawn_over_the_wire(
     url, runtime = served
     monkeypatch.setenv("FEDLAB_RUNTIME_DIR", runtime)
     check(look_at(page, url))
+
+
+def test_a_time_in_a_table_says_its_zone_in_the_name_of_its_column(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(look, "zone", lambda: ZoneInfo("Asia/Tokyo"))
+    frame = pl.DataFrame({"created_at": [0], "time": [datetime(1970, 1, 1, tzinfo=UTC)], "episodes": [3]})
+    shown = look.local(frame)
+    assert shown.columns == ["created_at (Asia/Tokyo)", "time (Asia/Tokyo)", "episodes"]
+    assert shown.row(0) == (datetime(1970, 1, 1, 9), datetime(1970, 1, 1, 9), 3)
+
+
+def test_whole_numbers_of_a_table_have_separators_of_thousands(look_at: Look, lively_hub: Path):
+    shown = look_at("overview", lively_hub).dataframe[0]
+    columns = json.loads(shown.proto.columns)
+    assert columns["episodes"]["type_config"]["format"] == "localized"
+    assert "created_at" not in columns
 
 
 def test_a_backup_is_looked_at_and_stays_as_it_is(look_at: Look, tmp_path: Path, lively_hub: Path):
