@@ -154,6 +154,19 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     return figure
 
 
+def later(frame: pl.DataFrame) -> go.Figure:
+    """How many would go as days pass: a colour for each policy, a dash for each tenant."""
+    figure = blank("What would go, and when", "days from now", "episodes", "policy")
+    policies, tenants = (frame[name].unique(maintain_order=True).to_list() for name in ("policy", "tenant_id"))
+    colours = dict(zip(policies, OKABE_ITO, strict=False))
+    dashes = dict(zip(tenants, ("solid", "dash", "dot", "dashdot"), strict=False))
+    for (tenant, policy), rows in frame.partition_by("tenant_id", "policy", as_dict=True, maintain_order=True).items():
+        name = plain(policy if len(tenants) == 1 else f"{policy}, {tenant}")
+        style: dict[str, Any] = {"mode": "lines+markers", "legendgroup": name}
+        line(figure, rows["days"], rows["would_go"], name, colours[policy], dash=dashes[tenant], **style)
+    return figure.update_yaxes(rangemode="tozero", tickformat=",")
+
+
 def requests(frame: pl.DataFrame, *, zone: str) -> go.Figure:
     """Requests a second, and below them the latency that 95 % of them stayed under; a line for each method."""
     figure = blank("Requests and their latency", f"time ({zone})", "requests a second", "method")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # What the page begins with; and how many tenants are looked at side by side: each costs a preview.
 FIRST = "MaxAge(days=30) & MinReward(reward=0.5)"
 AT_ONCE = 4
+LATER = (0, 1, 7, 30, 90, 180, 365)
+"""Days from now of which the page can tell how many would have gone by then."""
 
 
 def page() -> None:
@@ -53,6 +56,7 @@ def page() -> None:
     _numbers([previews["A", tenant] for tenant in tenants])
     _table(previews, compared)
     _charts(previews, compared)
+    _when(compared, tenants)
     _decide(policy, tenants)
 
 
@@ -192,6 +196,23 @@ def _charts(previews: dict[tuple[str, str], RetentionPreview], compared: dict[st
             key=f"what-if-{what}",
             about=f"Episodes by {what}: as it is now, and as it would be under each policy; a row for each tenant.",
         )
+
+
+def _when(compared: dict[str, RetentionPolicy], tenants: list[str]) -> None:
+    """How many would go as time passes, which takes the hub a preview for each moment: only if it is asked for."""
+    if not st.toggle("How many would go later", key="later", help="If nothing is stored or recalled until then."):
+        return
+    with st.spinner("Asking the hub what would go later …"):
+        ask = functools.partial(sources.ask, "preview_retention")
+        rows = [
+            (tenant, f"{label}: {policy!r}", days, ask(tenant, policy, after=timedelta(days=days)).removed)
+            for tenant in tenants
+            for label, policy in compared.items()
+            for days in LATER
+        ]
+    frame = pl.DataFrame(rows, ["tenant_id", "policy", "days", "would_go"], orient="row")
+    about = "Episodes that would go under each policy, were it applied so many days from now."
+    look.chart(figures.later(frame), frame, key="what-if-later", about=about)
 
 
 def _decide(policy: RetentionPolicy, tenants: list[str]) -> None:

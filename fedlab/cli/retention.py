@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -32,6 +33,7 @@ def retention(
         ),
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Say what would go, and change nothing.")] = False,
+    after: Annotated[float, typer.Option(metavar="DAYS", min=0, help="With --preview: so many days from now.")] = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Remove what the stored policy removes, now.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +50,7 @@ def retention(
         raise typer.BadParameter(error.message, param_hint="--set") from None
     with open_hub(hub, token) as connection:
         if preview:
-            result = connection.preview_retention(tenant, given)
+            result = connection.preview_retention(tenant, given, after=timedelta(days=after))
             typer.echo(msgspec.json.encode(result) if as_json else str(result))
             return
         if given is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
+from fedlab.clock import to_ms
 from fedlab.episode import check_name
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import forgetting, operations
@@ -30,19 +32,27 @@ class RetentionMethods(HubCore):
         with self._reading() as connection:
             return forgetting.read_policy(connection, tenant_id)
 
-    def preview_retention(self, tenant_id: str, policy: RetentionPolicy | None = None) -> RetentionPreview:
-        """What a policy would do now; changes nothing.
+    def preview_retention(
+        self, tenant_id: str, policy: RetentionPolicy | None = None, *, after: timedelta = timedelta(0)
+    ) -> RetentionPreview:
+        """What a policy would do; changes nothing.
 
         Args:
             tenant_id: Whose episodes.
             policy: The tenant's own if not given.
+            after: How much later than now, if nothing is stored, recalled or forgotten until then.
+
+        Raises:
+            InvalidRequest: If `after` is no time that is still to come.
         """
         self._require(tenant_id)
         if policy is not None:
             _checked(policy)
         self._write_usage()
         index = self._indexes.get(tenant_id)
-        now = self.clock.now()
+        if not isinstance(after, timedelta) or after < timedelta(0):
+            raise InvalidRequest(f"after is a timedelta of zero or more, not {after!r:.80}", field="after")
+        now = to_ms(self.clock.now() + after // timedelta(milliseconds=1))
         with self._reading() as connection:
             policy = policy or forgetting.read_policy(connection, tenant_id)
             verdict = forgetting.judge(connection, index, tenant_id, policy, now)

@@ -10,6 +10,7 @@ import functools
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -313,9 +314,12 @@ class HubConnection(AggregateCalls):
         """A tenant's retention policy."""
         return RetentionPolicy.from_json(await self.call("retention", protocol.ForTenant(tenant_id=tenant_id)))
 
-    async def preview_retention(self, tenant_id: str, policy: RetentionPolicy | None = None) -> RetentionPreview:
-        """What a policy would do now, the tenant's own if none is given; changes nothing."""
-        params = protocol.Preview(tenant_id=tenant_id, policy=None if policy is None else _json(policy))
+    async def preview_retention(
+        self, tenant_id: str, policy: RetentionPolicy | None = None, *, after: timedelta = timedelta(0)
+    ) -> RetentionPreview:
+        """What a policy (the tenant's own if none is given) would do, now or so much later; changes nothing."""
+        text = None if policy is None else _json(policy)
+        params = protocol.Preview(tenant_id=tenant_id, policy=text, after=after)
         answer: RetentionPreview = await self.call("preview_retention", params)
         return answer
 

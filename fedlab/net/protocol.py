@@ -8,6 +8,7 @@ a chain of `watch` requests, so that it can neither overflow nor lose its place.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -164,9 +165,10 @@ class BackupName(Params, frozen=True, kw_only=True):  # noqa: D101
 
 
 class Preview(ForTenant, frozen=True, kw_only=True):
-    """As `Policy`; the tenant's own if none is given."""
+    """As `Policy`; the tenant's own if none is given, and how much later than now."""
 
     policy: Annotated[str, Meta(max_length=100_000)] | None = None
+    after: timedelta = timedelta(0)
 
 
 class Hold(ForTenant, frozen=True, kw_only=True):  # noqa: D101

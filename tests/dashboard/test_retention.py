@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
+import plotly.io
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -26,6 +28,13 @@ def hub(lively_hub: Path, tmp_path: Path) -> Path:
 def numbers(app: AppTest) -> dict[str, str]:
     assert not app.exception, app.exception
     return {each.label: str(each.value) for each in app.metric}
+
+
+def later(app: AppTest) -> list[int]:
+    """How many would go, as the chart draws it."""
+    assert not app.exception, app.exception
+    figure = plotly.io.from_json(app.get("plotly_chart")[-1].proto.spec)
+    return [int(y) for line in figure.data for y in line.y]
 
 
 def previewed(path: Path, policy: RetentionPolicy, tenants: list[str]) -> tuple[str, str]:
@@ -54,6 +63,17 @@ def test_a_slider_moves_the_policy_its_address_and_the_numbers_which_are_those_o
     app.select_slider[0].set_value(5).run()
     assert app.text_input(key="policy").value == "MaxEpisodes(n=5, keep='best')"
     assert numbers(app)["Would stay"] == "15"
+    app.text_input(key="policy").set_value("MaxAge(days=400000)").run()
+    app.toggle(key="later").set_value(True).run()
+    assert later(app) == [0] * 7 * 3
+    app.text_input(key="policy").set_value("MaxAge(days=100)").run()
+    with Hub(copy) as same:
+        wanted = [
+            same.preview_retention("acme", MaxAge(days=100), after=timedelta(days=days)).removed
+            for days in (0, 1, 7, 30, 90, 180, 365)
+        ]
+    assert later(app)[:7] == wanted
+    assert wanted[-1] > 0
 
 
 def test_a_policy_is_built_from_parts_compared_and_taken_apart(look_at: Look, hub: Path):

@@ -470,6 +470,13 @@ def test_a_preview_says_what_would_go_and_what_recall_would_be_and_changes_nothi
     said = ("9 of 20 episodes would go", "task 1 9", "1 stay because they are held", "0.600 →", "stays, by age: 1 to 7")
     for sentence in said:
         assert sentence in str(preview)
+    # What is held stays then, too; of the young ones none is as old in 27 days, and all but the held one in 29.
+    later = [hub.preview_retention("acme", MaxAge(30), after=timedelta(days=days)) for days in (27, 29)]
+    assert [each.removed for each in later] == [9, 18]
+    assert later[1].kept_by_age == {"30 to 90 days": 2}
+    for wrong in (timedelta(days=-1), 30, timedelta.max):
+        with pytest.raises(InvalidRequest):
+            hub.preview_retention("acme", MaxAge(30), after=wrong)
     assert hub.episodes("acme").equals(before)
     assert hub.read_changes(limit=None) == log
 

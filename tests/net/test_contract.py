@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedlab import (
     InvalidRequest,
     InvalidVector,
     KeepForever,
+    MaxAge,
     MaxEpisodes,
     MinReward,
     Random,
@@ -252,6 +254,8 @@ async def test_a_subscriber_that_waits_is_woken_by_a_commit(connection: HubConne
 async def test_retention_is_set_previewed_and_applied(connection: HubConnection, episode: Make):
     await connection.put([episode(n) for n in range(10)])
     assert (await connection.preview_retention("acme", MinReward(0.5))).removed == 5
+    later = await connection.preview_retention("acme", MaxAge(0.5), after=timedelta(days=1, microseconds=1))
+    assert (later.removed, later.kept) == (10, 0)
     await connection.set_retention("acme", MinReward(0.5))
     assert await connection.retention("acme") == MinReward(0.5)
     assert (await connection.apply_retention()).removed == {"acme": 5}
