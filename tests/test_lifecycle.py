@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +47,9 @@ async def hub_process(data, *options):
                 except OSError:
                     assert process.poll() is None, (data.parent / "hub.log").read_text()
                     await asyncio.sleep(0.05)
+        # On a machine with much else to do, loading the model may take longer than an agent waits.
+        async with connect(url, timeout=300) as connection:
+            await connection.embed([f"{url} at {time.monotonic()}"])  # a text that it does not know
         yield url
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 30) == 0, (data.parent / "hub.log").read_text()
