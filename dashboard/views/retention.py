@@ -163,7 +163,6 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
     ]
     number = st.column_config.NumberColumn
     columns = {
-        **{name: number(format="localized") for name in ("would go", "would stay")},
         "share": st.column_config.ProgressColumn("goes", format="percent", min_value=0, max_value=1),
         "held": number(format="localized", help="Would go, were they not held: they stay."),
         "others of 10": number(
@@ -176,7 +175,7 @@ def _table(previews: dict[tuple[str, str], RetentionPreview], compared: dict[str
         "expired": number(format="localized", help="Go with any policy: their own expires_at has come."),
     }
     st.subheader("What would go, and what recall would be")
-    st.dataframe(pl.DataFrame(rows, infer_schema_length=None), hide_index=True, column_config=columns, key="previews")
+    look.table(pl.DataFrame(rows, infer_schema_length=None), columns=columns, key="previews")
     if not any(each.recall for each in previews.values()):
         st.caption("Recall cannot be judged: no recent query by similarity is known. Agents that recall make some.")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
 import sqlalchemy as sa
 
+from fedlab.hub.directory import sync
 from fedlab.hub.schema import changes
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def write(path: Path, connection: sa.Connection, frames: Sequence[pl.DataFrame],
     new = path.with_suffix(".new")
     with new.open("wb") as file:
         file.writelines([msgspec.json.encode(head), b"\n", *parts])
-        file.flush()
-        os.fsync(file.fileno())
+    sync(new)
     new.replace(path)
 
 

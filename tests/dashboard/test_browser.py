@@ -24,6 +24,9 @@ from tests.processes import HubProcess, free_port
 
 pytestmark = pytest.mark.timeout(600)
 
+LATE = Episode(tenant_id="acme", agent_id="late", task="t", input="i", output="o", reward=0.5)
+"""Stored while a page is looked at."""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -120,7 +123,7 @@ def test_the_episode_that_was_chosen_is_the_one_that_was_seen_also_when_a_newer_
     page = visitor.go("explorer?tenant=acme")
     with connect_sync(hub.url) as connection:
         newest = connection.recall("acme", None, 1, policy=RecallPolicy(recency=1.0))[0].id
-        connection.put(Episode(tenant_id="acme", agent_id="late", task="t", input="i", output="o", reward=0.5))
+        connection.put(LATE)
         box = page.get_by_test_id("stDataFrame").first.locator("canvas").first.bounding_box()
         assert box is not None
         page.mouse.click(box["x"] + 15, box["y"] + 52)  # of the first row
@@ -137,7 +140,7 @@ def test_a_lasso_chooses_also_when_the_hub_has_changed_since_the_map_was_drawn(
     visitor = Visitor(browser, url)
     page = visitor.go("explorer?tenant=acme")
     with connect_sync(hub.url) as connection:
-        connection.put(Episode(tenant_id="acme", agent_id="late", task="t", input="i", output="o", reward=0.5))
+        connection.put(LATE)
     page.set_viewport_size({"width": 1280, "height": 2400})
     area = page.locator(".js-plotly-plot").last.locator(".nsewdrag")
     area.wait_for()

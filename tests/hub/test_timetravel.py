@@ -181,12 +181,18 @@ def test_what_if_we_had_kept_everything_since_then(hub, tmp_path, clock, episode
     assert hub.stats().episodes == 6
 
 
-def test_forgotten_content_is_kept_as_long_as_it_was_said_and_not_longer(hub, tmp_path, clock, episode):
+def forget_two(hub, clock, episode) -> int:
+    """Three episodes, of which one is forgotten, and twenty days later another; the seq before."""
     hub.put([episode(n, id=f"x{n}") for n in range(3)])
-    seq = hub.info().seq
+    seq: int = hub.info().seq
     hub.forget("acme", ["x0"], reason="first")
     clock.advance(days=20)
     hub.forget("acme", ["x1"], reason="second")
+    return seq
+
+
+def test_forgotten_content_is_kept_as_long_as_it_was_said_and_not_longer(hub, tmp_path, clock, episode):
+    seq = forget_two(hub, clock, episode)
     assert (hub.stats().forgotten, hub.stats().kept) == (2, 2)
     # What is kept is out of everyone's reach.
     assert [each.id for each in hub.recall("acme", "task", k=5)] == ["x2"]
@@ -205,11 +211,7 @@ def test_forgotten_content_is_kept_as_long_as_it_was_said_and_not_longer(hub, tm
 
 
 def test_what_was_kept_and_is_not_any_more_is_in_no_later_backup(hub, tmp_path, clock, episode):
-    hub.put([episode(n, id=f"x{n}") for n in range(3)])
-    seq = hub.info().seq
-    hub.forget("acme", ["x0"], reason="first")
-    clock.advance(days=20)
-    hub.forget("acme", ["x1"], reason="second")
+    seq = forget_two(hub, clock, episode)
     hub.backup(tmp_path / "full")
     clock.advance(days=15)
     hub.put(episode(3, id="x3"))
