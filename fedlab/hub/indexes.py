@@ -249,16 +249,16 @@ class Indexes:
                         else:
                             with slot.lock:  # some milliseconds
                                 slot.index = slot.index.compacted()
-                index = slot.index
-                if index is None:
-                    continue
-                index.move_to_graph(Graph, self._stop)
-                if self._has_grown(tenant_id, index):
-                    self._save(tenant_id, slot)
+                if slot.index is not None:
+                    slot.index.move_to_graph(Graph, self._stop)
+                    if self._has_grown(tenant_id, slot.index):
+                        self._save(tenant_id, slot)
             except Exception:
                 logger.exception("the index of %r could not be tended; exact search goes on", tenant_id)
-            finally:
                 slot.queued = False
+            else:
+                slot.queued = False
+                self._tend(tenant_id, slot)  # what was committed after the graph had grown found it queued
 
     def _has_grown(self, tenant_id: str, index: TenantIndex) -> bool:
         """Whether so much is new since the last snapshot that a crash should not cost it."""
