@@ -16,6 +16,19 @@ MakeEpisode = Callable[..., Episode]
 # A shell starts what it leaves in the background with Ctrl-C ignored, and some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONGEST = ["test_effects", "test_known_answers", "test_notebooks", "test_browser"]
+"""Files that take minutes. The first fills the cache of embeddings, which the notebooks then find."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file to each core, the notebooks one by one, and the longest first: else one core waits for the other."""
+    for item in items:
+        alone = item.path.stem == "test_notebooks"
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.location[0]))
+    last = len(LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else last)
+
 
 @pytest.fixture
 def episode() -> MakeEpisode:
