@@ -167,7 +167,7 @@ class TenantIndex:
         while not stop.is_set():
             view = self._view
             self._follow(view, view.first, stop)
-            if view.n - view.first <= (EXACT if view.graph is None else TAIL):
+            if not _has_long_tail(view):
                 return
             graph = view.graph or graph_type(
                 ndim=self.dimension, metric="cos", dtype="f16", expansion_search=searching.EXPANSION
@@ -200,13 +200,13 @@ class TenantIndex:
             where: What may be returned.
             now: Ms UTC.
         """
-        view = self._view
+        dead, view = self.dead, self._view  # in this order: rows that come and go meanwhile are not missed among these
         if view.n == 0:
             return [[] for _ in ([0] if queries is None else queries)]
         vectors = None if queries is None else searching.unit_vectors(queries)
         if vectors is not None and where.passes_all and policy.only_similarity:
             # No column is looked at whole: with a graph, that would take ten times the time of the search.
-            return searching.search(view, vectors, k, policy, None, view.n - self.dead)
+            return searching.search(view, vectors, k, policy, None, view.n - dead)
         mask = self._mask(view, where)
         base = policy.base(view.ids[: view.n], view.rewards[: view.n], view.created_at[: view.n], now)
         if mask is not None:
@@ -226,11 +226,11 @@ class TenantIndex:
 
         Who tries one policy after another asks the same again: more than k are found at first, and kept.
         """
-        view, vectors = self._view, unit(queries)
-        key = view.n, self.dead, k, vectors.tobytes()
+        dead, view, vectors = self.dead, self._view, unit(queries)
+        key = view.n, dead, k, vectors.tobytes()
         known = self._compared
         if known is None or known[0] != key:
-            found = searching.search(view, vectors, AHEAD * k, SIMILARITY, None, view.n - self.dead)
+            found = searching.search(view, vectors, AHEAD * k, SIMILARITY, None, view.n - dead)
             known = self._compared = key, found
         ids = np.array([hit.id for hits in known[1] for hit in hits], np.int64)
         gone = set(ids[np.isin(ids, without)].tolist())
@@ -279,8 +279,8 @@ class TenantIndex:
 
     @property
     def lags(self) -> bool:
-        """Whether it is not yet known what is near what in the graph."""
-        return self._neighbours.n < self._view.first
+        """Whether a long tail is not yet in the graph, or it is not yet known what is near what in there."""
+        return _has_long_tail(self._view) or self._neighbours.n < self._view.first
 
     @property
     def known(self) -> int:
@@ -384,6 +384,10 @@ class TenantIndex:
         if view.n - view.first + tail_rows > len(view.tail):
             changed["tail"] = _grown(view.tail, view.n - view.first, tail_rows)
         return replace(view, **changed) if changed else view
+
+
+def _has_long_tail(view: View) -> bool:
+    return view.n - view.first > (EXACT if view.graph is None else TAIL)
 
 
 def _recoded(names: dict[str, int], held: Array) -> tuple[dict[str, int], Array]:

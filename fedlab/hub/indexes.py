@@ -15,7 +15,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from fedlab.errors import HubUnavailable
-from fedlab.hub.index import EXACT, TAIL, TenantIndex
+from fedlab.hub.index import TenantIndex
 from fedlab.hub.log import Forgotten, Stored, unpack_vector
 from fedlab.hub.recent import Recent
 from fedlab.hub.schema import begin, changes, episodes, listed, vectors
@@ -223,9 +223,7 @@ class Indexes:
         index = slot.index
         if index is None or slot.queued:
             return
-        view = index.view
-        long_tail = view.n - view.first > (EXACT if view.graph is None else TAIL)
-        if long_tail or index.lags or _much_dead(index):
+        if index.lags or _much_dead(index):
             slot.queued = True
             with self._lock:
                 if self._worker is None:

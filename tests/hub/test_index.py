@@ -372,6 +372,25 @@ def test_recall_never_falters_while_others_put_and_forget(tmp_path, episode, vec
         assert hub.verify().problems == []
 
 
+def test_what_comes_and_goes_while_a_search_begins_makes_it_find_no_fewer(
+    tmp_path, episode, vector, small_graphs, monkeypatch
+):
+    with Hub(tmp_path, embedder="hashing", durability="off") as hub:
+        hub.put([episode(n, vector=vector(n)) for n in range(100)])
+        hub.recall("acme", vector(0), 1)
+        small_graphs(hub)
+        prepare = index_module.searching.unit_vectors
+
+        def meanwhile(queries: np.ndarray) -> np.ndarray:
+            monkeypatch.undo()
+            hub.put(fleeting := [episode(n, vector=vector(n)) for n in range(30)])
+            hub.forget("acme", [each.id for each in fleeting], reason="r")
+            return prepare(queries)
+
+        monkeypatch.setattr(index_module.searching, "unit_vectors", meanwhile)
+        assert len(hub.recall("acme", vector(0), 100)) == 100
+
+
 def test_verify_is_not_fooled_by_what_happens_meanwhile(tmp_path, episode, vector):
     with Hub(tmp_path, embedder="hashing", durability="off") as hub:
         batch = [episode(n, vector=vector(n)) for n in range(2_000)]
