@@ -147,12 +147,15 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
         missing = set(schema.metadata.tables) - tables
         if tables and missing and version == schema.VERSION:
             raise CorruptHub(f"{path} is no hub's database: it lacks {', '.join(sorted(missing))}. {way_back}")
-        engine = schema.open_engine(path, durability, writer=True)
-        if version < schema.VERSION:
-            migrations.upgrade(engine, path, version)
-        with schema.begin(engine, "IMMEDIATE") as connection:
-            if not tables:
-                schema.metadata.create_all(connection)
+        with contextlib.ExitStack() as undo:
+            engine = schema.open_engine(path, durability, writer=True)
+            undo.callback(engine.dispose)
+            if version < schema.VERSION:
+                migrations.upgrade(engine, path, version)
+            with schema.begin(engine, "IMMEDIATE") as connection:
+                if not tables:
+                    schema.metadata.create_all(connection)
+            undo.pop_all()
         return engine
     except (CorruptHub, sa.exc.DatabaseError, sqlite3.Error, UnicodeDecodeError) as error:
         if isinstance(error, CorruptHub) and way_back in error.message:
