@@ -30,7 +30,7 @@ def small_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub, str], None]:
     return lambda hub, tenant_id="acme": wait_until(lambda: settled(hub, tenant_id))
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

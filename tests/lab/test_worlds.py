@@ -36,7 +36,7 @@ def test_a_module_takes_part_only_with_enough_texts():
     ("answer", "text"),
     [
         ("zipfile", "Quickly see if a file is a ZIP file by checking the magic number."),
-        ("math", "Return the next floating-point value after x towards y."),
+        ("math", "Return the fractional and integer parts of x."),
         ("ftplib", "Retrieve the size of a file."),
     ],
 )
