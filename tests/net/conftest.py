@@ -98,7 +98,7 @@ async def json_raw(server: HubServer, token: Callable[..., str]) -> AsyncIterato
         yield raw
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     """Wait until a condition holds that another process or task brings about."""
     deadline = time.monotonic() + seconds
     while not condition():
