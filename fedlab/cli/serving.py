@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedlab.cli.shared import app
+from fedlab.cli.shared import MOST_DAYS, app
 from fedlab.errors import FedlabError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ def hub_command(
     ] = 7,
     keep_forgotten: Annotated[
         float | None,
-        typer.Option(metavar="DAYS", min=0, help="Keep what is forgotten, for time travel; as before if not given."),
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=MOST_DAYS,
+            help="Keep what is forgotten, for time travel; as before if not given.",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,

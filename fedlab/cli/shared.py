@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedlab.net import SyncConnection
 
 app = typer.Typer(name="fedlab", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+MOST_DAYS = 1_000_000
 PATIENCE, LONG_PATIENCE = 1.0, 10.0
 """Seconds to go on trying to reach a hub: a command can be typed again, but who follows a log awaits its return."""
 

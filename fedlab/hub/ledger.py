@@ -103,6 +103,10 @@ class Erased:
         """Whether a tenant of this name was erased as a whole."""
         return (name_hash(tenant_id), None) in self._lives
 
+    def agent(self, tenant_id: str, agent_id: str) -> bool:
+        """Whether an agent of this name was erased."""
+        return (name_hash(tenant_id), name_hash(agent_id)) in self._lives
+
     def check_open(self, tenant_ids: Iterable[str]) -> None:
         """Raise HubUnavailable where a tenant's erasure is under way: its name can be used again afterwards."""
         for each in self.under_way.intersection(tenant_ids):

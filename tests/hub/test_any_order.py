@@ -305,6 +305,29 @@ class AnyOrder(RuleBasedStateMachine):
         self.hub.backup(path, base=base)
         self.backups.append((path, self.model.copy()))
 
+    @precondition(lambda self: self.keeps)
+    @rule(seed=choices, again=st.booleans(), dies=st.booleans(), at=st.none() | choices, elsewhere=st.booleans())
+    def purge_between_a_backup_and_the_next(
+        self, seed: int, at: int | None, *, again: bool, dies: bool, elsewhere: bool
+    ) -> None:
+        """The log does not tell of it, and what is built on the first must not bring it back."""
+        self.put([(tenant, AGENTS[0], "a", 0.7, 0, None, way) for tenant in TENANTS for way in range(4)])
+        for tenant in TENANTS:
+            self.forget(tenant, 0.3, seed)
+        self.backup(None)
+        base = len(self.backups) - 1
+        self.wait(40)
+        self.forget(TENANTS[0], 0.3, seed)  # this stays a while
+        if again:
+            self.backup(base)
+            base += 1
+        self.wait(8)
+        self.purge()
+        if dies:
+            self.kill()
+        self.backup(base)
+        self.restore(-1, at, by_time=False, elsewhere=elsewhere)
+
     @precondition(lambda self: any(model.hub_id == self.model.hub_id for _, model in self.backups))
     @rule(pick=choices, at=st.none() | choices, by_time=st.booleans(), elsewhere=st.booleans())
     def restore(self, pick: int, at: int | None, *, by_time: bool, elsewhere: bool) -> None:

@@ -27,6 +27,8 @@ from fedlab import (
     IdConflict,
     InvalidRequest,
     MinReward,
+    Reward,
+    UnknownEpisode,
     UnknownTenant,
 )
 from fedlab.hub import columns, columns_file, eraser, ledger, schema
@@ -138,6 +140,29 @@ def test_an_erased_tenant_is_in_no_byte_of_any_file(tmp_path, seed):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("scope", ["tenant", "agent", "episodes"])
+def test_no_vector_that_was_made_of_an_erased_text_or_query_stays_on_disk(tmp_path, scope):
+    with Hub(tmp_path, embedder="hashing") as hub:
+        fields = {"tenant_id": T, "agent_id": A, "task": "t", "output": "", "reward": 1}
+        hub.put([Episode(**fields, input=f"{M} input", id="x"), Episode(**fields, input="other")])
+        hub.recall(T, f"{M} query")
+        hub.preview_retention(T)  # which has the queries written down
+        (made,) = (each.vector for each in hub.recall(T, None, 9, vectors=True, policy=Reward()) if each.id == "x")
+        needles = [made.tobytes(), hub.embedder.embed([f"{M} query"])[0].astype("<f2").tobytes()]
+        held = {name: (tmp_path / name).read_bytes() for name in ("embeddings.db-wal", "hub.db-wal")}
+        assert all(each in content for each in needles for content in held.values())
+        hub.recall(T, f"{M} query")  # and which is not yet
+        {
+            "tenant": lambda: hub.erase_tenant(T, reason="r"),
+            "agent": lambda: hub.erase_agent(T, A, reason="r"),
+            "episodes": lambda: hub.erase_episodes(T, ["x"], reason="r"),
+        }[scope]()
+        if scope != "tenant":
+            hub.preview_retention(T)
+        held = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+        assert [held.count(each) for each in needles] == [0, 0]
+
+
 def test_columns_on_disk_go_with_what_they_name_and_come_back_without_it(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "CHUNK", 10)
     file = tmp_path / "index" / "columns"
@@ -236,8 +261,9 @@ def test_an_erased_agent_is_in_no_byte_of_any_file_and_the_others_are_whole(tmp_
         kinds = hub.changes(tenant_id="acme")["kind"].to_list()
         assert "tenant_created" in kinds
         assert kinds.count("agent_erased") == kinds.count("erasure_finished") == 1
-        with pytest.raises(InvalidRequest, match="nothing of"):
-            hub.erase_agent("acme", A, reason="r")
+        again = hub.erase_agent("acme", A, reason="asked again")
+        assert (again.episodes, again.agents, again.changes) == (0, 0, 0)
+        assert hub.episodes("acme", agent_id="b").rows() == episodes
         hub.erase_tenant("acme", reason="r", even_held=True)
         assert hub.verify().ok, hub.verify()
 
@@ -255,15 +281,28 @@ def test_erased_episodes_are_in_no_byte_of_any_file_live_or_forgotten(tmp_path):
         assert held.value.details["ids"] == ["plain-0"]
         assert traces(tmp_path)
         before = hub.stats("acme").episodes
-        report = hub.erase_episodes("acme", [*ids, "plain-0", "never-there"], reason="r", even_held=True)
+        report = hub.erase_episodes("acme", [*ids, "plain-0", "never", "never\n-2"], reason="r", even_held=True)
+        assert (report.already, report.unknown) == ([], ["never", "never\n-2"])
+        assert "never here (spelled right?), 2 of the ids: 'never', 'never\\n-2'" in str(report)
+        assert "never&#x27;" in report._repr_html_()
         # 10 of them had been forgotten before, and the log named them still.
         assert (report.episodes, report.holds, report.vectors) == (len(ids) + 1, 1, len(ids) - 9)
         assert hub.stats("acme").episodes == before - report.vectors
         found = traces(tmp_path)
         assert [m.episode.sources for m in hub.recall("acme", -V, k=999) if m.episode.id == cites.id] == [("plain-0",)]
         hub.erase_episodes("acme", [cites.id], reason="r")
-        with pytest.raises(InvalidRequest, match="nothing of"):
-            hub.erase_episodes("acme", ids, reason="r")
+        before = table_rows(hub, "acme")
+        again = hub.erase_episodes("acme", [*ids, "never", ids[0]], reason="asked again")
+        assert (again.episodes, again.changes, again.already, again.unknown) == (0, 0, ids, ["never"])
+        after = table_rows(hub, "acme")
+        assert [row[2] for row in after.pop("changes")[len(before.pop("changes")) :]] == [
+            "episodes_erased", "erasure_finished",
+        ]  # fmt: skip
+        assert after == before
+        with pytest.raises(UnknownEpisode) as unknown:
+            hub.erase_episodes("acme", ["never", "never\n-2"], reason="r")
+        assert unknown.value.details["ids"] == ["never", "never\n-2"]
+        assert hub.erasures()["episodes"].to_list() == [len(ids) + 1, 1, 0]
         assert hub.verify().ok, hub.verify()
         assert found == traces(tmp_path) == {}
 
@@ -274,7 +313,6 @@ def test_what_was_erased_or_is_unknown_or_would_leave_its_name_in_the_log_is_ref
         hub.erase_tenant("acmee", reason="r")
     for call in [
         lambda: hub.erase_agent("acme", "smyth", reason="r"),
-        lambda: hub.erase_episodes("acme", ["x"], reason="r"),
         lambda: hub.erase_episodes("acme", "x", reason="r"),
         lambda: hub.erase_episodes("acme", [], reason="r"),
         lambda: hub.erase_tenant("acme", reason=" "),
@@ -565,7 +603,7 @@ def test_whatever_happens_nothing_erased_is_back_and_everything_agrees(tmp_path_
                 hub = Hub(path)
         except IdConflict as conflict:
             conflicts.append(conflict.forgotten)
-        except (UnknownTenant, InvalidRequest):
+        except (UnknownTenant, UnknownEpisode, InvalidRequest):
             assert not own or verb in ("episodes", "agent")
         live -= dead
         assert {(row["tenant_id"], row["agent_id"], row["id"]) for row in hub.episodes().to_dicts()} == live

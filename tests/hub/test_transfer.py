@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
+import stat
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -271,6 +275,33 @@ def test_an_export_that_fails_leaves_the_file_before_it_and_no_other(hub, episod
         hub.export_tenant("acme", path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == [path.name]
+    assert not list(tmp_path.glob(".*"))
+
+
+KILL = """
+import os, signal, sys
+from fedlab import Hub
+
+with Hub(sys.argv[1]) as hub:
+    os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+    hub.export_tenant("acme", sys.argv[2])
+"""
+
+
+@form
+def test_what_a_killed_export_left_goes_with_the_next_one_there(tmp_path, episode, form):
+    with Hub(tmp_path / "hub", embedder="hashing-16") as hub:
+        hub.put([episode(n) for n in range(150)])
+    path = tmp_path / f"x.{form}"
+    done = subprocess.run([sys.executable, "-c", KILL, hub.path, path], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = tmp_path.glob(".*")
+    assert stat.S_IMODE(left.stat().st_mode) == 0o700
+    with Hub(tmp_path / "hub") as hub:
+        hub.export_tenant("acme", tmp_path / f"y.{form}")
+        assert left.exists()
+        assert hub.export_tenant("acme", path).episodes == 150
+    assert not list(tmp_path.glob(".*"))
 
 
 @form
