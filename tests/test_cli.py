@@ -494,6 +494,32 @@ def test_the_policies_of_all_tenants_are_shown_and_applied(run: Run, lab: Path):
         assert run("hub", "--data", lab, "--keep-forgotten", days).code == 2
 
 
+def test_a_policy_of_ones_own_is_imported_where_it_is_applied_and_where_it_is_typed(
+    lab: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "lucky.py").write_text(
+        "from fedlab import RetentionPolicy\n"
+        "from fedlab.retention import episodes\n"
+        "class Lucky(RetentionPolicy, frozen=True):\n"
+        "    digit: int\n"
+        "    def condemned(self, rows):\n"
+        "        return ~episodes.c.input.endswith(str(self.digit))\n"
+        "    def __str__(self):\n"
+        "        return f'keep what ends in {self.digit}'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ("acme", "--import", "lucky", "--set", "Lucky(3)")
+    with HubProcess(lab) as process:
+        assert "--import MODULE" in run("retention", process.url, *words).err
+    with HubProcess(lab, options=["--import", "lucky"]) as process:
+        assert "4 of 5 episodes would go" in run("retention", process.url, *words, "--preview").out
+        assert run("retention", process.url, *words, "--apply").out == "acme: 4 episodes forgotten\n"
+        assert "keep what ends in 3" in run("retention", process.url, *words[:3]).out
+    assert run("retention", lab, "acme", "--import", "unlucky").err == (
+        "fedlab: unlucky can not be imported: No module named 'unlucky'\n"
+    )
+
+
 def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, running: HubProcess):
     with fedlab.connect_sync(running.url) as hub:
         first = hub.episodes("acme")["id"][0]

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fedlab.cli.shared import MOST_DAYS, AsJson, HubArgument, Ids, OfTenant, Token, app, moment, open_hub
+from fedlab.cli.shared import (
+    MOST_DAYS,
+    AsJson,
+    HubArgument,
+    Ids,
+    Import,
+    OfTenant,
+    Token,
+    app,
+    import_modules,
+    moment,
+    open_hub,
+)
 from fedlab.errors import InvalidRequest
 
 Reason = Annotated[str | None, typer.Option(help="Kept in the log.")]
@@ -39,6 +51,7 @@ def retention(
         float, typer.Option(metavar="DAYS", min=0, max=MOST_DAYS, help="With --preview: so many days from now.")
     ] = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Remove what the stored policy removes, now.")] = False,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a tenant's retention policy, or set, preview or apply one; without a TENANT print or apply all."""
@@ -50,6 +63,7 @@ def retention(
         raise typer.BadParameter("--preview changes nothing: leave --apply out")
     if tenant is None and (preview or policy is not None):
         raise typer.BadParameter("whose policy? --set and --preview take a TENANT")
+    import_modules(imports)
     try:
         given = None if policy is None else RetentionPolicy.parse(policy)
     except InvalidRequest as error:

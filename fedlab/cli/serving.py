@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedlab.cli.shared import MOST_DAYS, app
+from fedlab.cli.shared import MOST_DAYS, Import, app, import_modules
 from fedlab.errors import FedlabError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def hub_command(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit; `fedlab settings` lists them. Repeatable."),
     ] = None,
+    imports: Import = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
     ] = "info",
@@ -67,6 +68,7 @@ def hub_command(
     # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
     logger.setLevel(log_level.upper())
     logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
+    import_modules(imports)
     served = _serve(
         data.resolve(),
         host,

@@ -269,14 +269,20 @@ def verify_backup(path: str | Path) -> BackupManifest:
     Raises:
         CorruptBackup: Naming what is damaged or missing.
         IncompatibleHub: If a newer version of fedlab wrote it.
+        HubUnavailable: If there is no room for the copy.
     """
     chain = read_chain(Path(path))
-    with tempfile.TemporaryDirectory(prefix="fedlab-") as name:
-        folder = Directory(name)
-        try:
-            put_together(chain, folder)
-        finally:
-            folder.close()
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedlab-") as name:
+            folder = Directory(name)
+            try:
+                put_together(chain, folder)
+            finally:
+                folder.close()
+    except OSError as error:
+        if isinstance(error, FedlabError):
+            raise
+        raise HubUnavailable(f"{path} could not be checked in {tempfile.gettempdir()} ($TMPDIR): {error}") from error
     return chain[-1].manifest
 
 

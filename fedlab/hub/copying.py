@@ -72,6 +72,7 @@ class CopyMethods(HubCore):
             CorruptBackup: Naming what of the backup is damaged or missing.
             InvalidRequest: If `path` is not empty, or holds another hub; or the backup knows no such moment.
             HubLocked: If the hub in `path` is open.
+            HubUnavailable: If it can not be written; then `path` is as it was.
         """
         for each in (backup, path, ledger_from or ""):
             if "://" in str(each):
@@ -97,6 +98,7 @@ class CopyMethods(HubCore):
 
         Raises:
             InvalidRequest: If `path` is not empty or in the hub's directory, or this hub knows no such moment.
+            HubUnavailable: If it can not be written; then nothing is left of it.
         """
         return self._fork(path, at)[0]
 

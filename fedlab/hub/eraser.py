@@ -208,7 +208,8 @@ class Eraser:
             numbers = operations.numbers_of(connection, erasure.tenant_id, ids)
             left = {erased_id(erasure.tenant_id, uid): uid for uid in ids if uid not in numbers}
             already = operations.erased_of(connection, left)
-        unknown = [uid for uid in left.values() if uid not in set(already)]
+        known = set(already)
+        unknown = [uid for uid in left.values() if uid not in known]
         if not numbers and not already:
             raise UnknownEpisode(
                 f"none of the {len(unknown):,} ids was ever of an episode of tenant {erasure.tenant_id!r}"

@@ -228,7 +228,8 @@ def _episodes_of(connection: sa.Connection, erasure: Erasure) -> set[int]:
 
 def names(text: str, name: str) -> bool:
     """Whether a text names someone: as a word of its own."""
-    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)", text) is not None
+    # An expression for each of 50,000 ids takes 3 s.
+    return name in text and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)", text) is not None
 
 
 def _naming(connection: sa.Connection, erasure: Erasure) -> set[int]:

@@ -286,6 +286,30 @@ def test_a_copy_of_a_hub_inside_of_its_own_directory_is_refused(hub, tmp_path):
     assert sorted(hub.path.rglob("*")) == before
 
 
+def test_a_disk_that_is_full_is_said_and_nothing_is_left(hub, tmp_path, monkeypatch):
+    hub.backup(tmp_path / "backup")
+    hub.close()
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_arguments, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    for owner, what in ((shutil, "copyfile"), (backups.rawcopy, "copy"), (os, "fsync")):
+        with monkeypatch.context() as patch, Hub(tmp_path / "hub") as opened:
+            patch.setattr(owner, what, full)
+            calls = {
+                "copyfile": [lambda: Hub.restore(tmp_path / "backup", tmp_path / "new"),
+                             lambda: verify_backup(tmp_path / "backup")],
+                "copy": [lambda: opened.fork(tmp_path / "new"), lambda: opened.backup(tmp_path / "new")],
+                "fsync": [lambda: Hub.restore(tmp_path / "backup", tmp_path / "new"),
+                          lambda: opened.fork(tmp_path / "new"), lambda: opened.backup(tmp_path / "new")],
+            }[what]  # fmt: skip
+            for call in calls:
+                with pytest.raises(HubUnavailable, match="No space left"):
+                    call()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_backup_that_fails_leaves_nothing(hub, tmp_path, monkeypatch):
     fsync = os.fsync
 
