@@ -199,6 +199,17 @@ def make_plan(connection: sa.Connection, erasure: Erasure) -> Plan:
     return Plan(sorted(found, reverse=True), sorted(mask))
 
 
+def being_erased(connection: sa.Connection) -> set[int]:
+    """The log rows that erasures under way have still to redact.
+
+    They tell less than the truth: that an episode was stored may stand there when nothing says any more that it was
+    forgotten before.
+    """
+    pending = connection.scalars(sa.select(erasures.c.pending).where(erasures.c.pending != FILES))  # which is not null
+    plans = [make_plan(connection, msgspec.json.decode(each, type=Erasure)) for each in pending.all()]
+    return {seq for plan in plans for seq in plan.redact}
+
+
 def _episodes_of(connection: sa.Connection, erasure: Erasure) -> set[int]:
     """Numbers of an agent's episodes: live ones, kept ones, and forgotten ones that it had pushed itself."""
     tenant_id, agent_id = erasure.tenant_id, erasure.agent_id

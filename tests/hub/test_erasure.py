@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -31,7 +32,8 @@ from fedlab import (
     UnknownEpisode,
     UnknownTenant,
 )
-from fedlab.hub import columns, columns_file, eraser, ledger, schema
+from fedlab.hub import columns, columns_file, eraser, ledger, restoring, schema
+from fedlab.hub.backups import verify_backup, write_backup
 from fedlab.hub.ledger import apply_ledger, export_ledger
 
 M = "Qmarker"
@@ -331,7 +333,7 @@ import os, signal, sys
 from tests.hub.test_erasure import A, T, Hub, Random, fill
 from fedlab.hub import eraser, ledger
 
-module, name, times, after, scope = sys.argv[2:]
+module, name, times, after, scope, *base = sys.argv[2:]
 owner = {"Eraser": eraser.Eraser, "eraser": eraser, "ledger": ledger}[module]
 real, left = getattr(owner, name), int(times)
 
@@ -347,6 +349,8 @@ hub = Hub(sys.argv[1], embedder="hashing")
 ids = fill(hub, Random(4), tenant_id=T if scope == "tenant" else "acme", agent_id="b" if scope == "episodes" else A)
 setattr(owner, name, fatal)
 eraser.TURN, eraser.STEP = 0, 16
+for path in base:
+    hub.backup(path)
 if scope == "tenant":
     hub.erase_tenant(T, reason="r")
 elif scope == "agent":
@@ -384,6 +388,41 @@ def test_an_erasure_that_was_killed_is_completed_at_the_next_start(tmp_path, ste
         assert hub.stats("acme").episodes == hub.episodes("acme").height
         assert hub.changes(kind="erasure_finished").height == 1
     assert traces(tmp_path) == {}
+
+
+@pytest.mark.parametrize("scope", ["tenant", "agent", "episodes"])
+@pytest.mark.parametrize(
+    "step", ["Eraser _remove_rows 1 before", "ledger redact 2 after", "Eraser _finish_files 1 before"]
+)
+def test_every_copy_of_a_hub_that_was_killed_in_an_erasure_completes_it(tmp_path, step, scope):
+    dead, base = tmp_path / "hub", tmp_path / "base"
+    command = [sys.executable, "-c", KILL, dead, *step.split(), scope, base]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert traces(dead)
+    before = verify_backup(base).seq
+    write_backup(dead / "hub.db", tmp_path / "full", 1)
+    write_backup(dead / "hub.db", tmp_path / "news", 1, base)
+    copies = [tmp_path / f"copy-{number}" for number in range(7)]
+    restoring.fork(dead / "hub.db", copies[0], 1)
+    restoring.fork(dead / "hub.db", copies[1], 1, at=before)
+    Hub.restore(tmp_path / "full", copies[2]).close()
+    Hub.restore(tmp_path / "news", copies[3]).close()
+    Hub.restore(tmp_path / "news", copies[4], at=before).close()
+    Hub.restore(base, copies[5], ledger_from=tmp_path / "news").close()
+    shutil.rmtree(tmp_path / "news")
+    shutil.rmtree(tmp_path / "full")
+    Hub.restore(base, copies[6], ledger_from=dead).close()
+    left: set[str] = set()
+    for copy in copies:
+        with Hub(copy) as hub:
+            assert traces(copy) == {}
+            assert hub.verify().ok, hub.verify()
+            assert None not in hub.erasures()["done_at"]
+            left = left or set(hub.episodes()["id"])
+            assert set(hub.episodes()["id"]) == left
+    with Hub(dead) as hub:
+        assert set(hub.episodes()["id"]) == left
 
 
 def test_while_an_erasure_is_under_way_nothing_shows_and_nobody_writes_there(tmp_path, monkeypatch):
