@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -222,6 +223,24 @@ def outcome(hub: Hub, path: Path) -> str:
         return "refused"
     assert report.refused == {}
     return "same"
+
+
+@form
+def test_of_a_long_file_that_is_damaged_near_its_end_nothing_is_stored(hub, other, episode, vector, tmp_path, form):
+    hub.put([episode(n, vector=vector(n)) for n in range(1_200)])
+    path = tmp_path / f"x.{form}"
+    hub.export_tenant("acme", path)
+    whole, late = path.read_bytes(), []
+    for share in range(60, 100, 3):
+        data = bytearray(whole)
+        data[len(data) * share // 100] ^= 1
+        path.write_bytes(data)
+        try:  # a bit of what Parquet does not read does no harm
+            other.import_tenant(path, f"try-{share}")
+        except InvalidRequest as damage:
+            late += re.findall(r"episode 1,(\d+) of 1,200", str(damage))
+            assert f"try-{share}" not in other.tenants()["tenant_id"]
+    assert late  # the episodes before them had been read, in batches of 500
 
 
 def test_a_missing_line_is_missed_and_an_edited_one_found(exported, tmp_path, hub):
