@@ -265,6 +265,8 @@ def redact(tx: Transaction, erasure: Erasure, seqs: Sequence[int]) -> Counter[st
     rows = tx.connection.execute(
         sa.select(changes).where(listed(changes.c.seq, seqs), changes.c.kind.not_in(REDACTED))
     ).all()
+    if erasure.scope != "tenant":
+        rows = [*rows, *_since(tx, erasure, [row.subject for row in rows if row.kind == "episode_stored"])]
     tally = Counter[str](changes=len(rows))
     for column in (holds.c.episode_id, vectors.c.episode_id, episode_sources.c.episode_id,
                    episodes.c.id, attic.c.id, agents.c.id):  # fmt: skip
@@ -282,6 +284,15 @@ def redact(tx: Transaction, erasure: Erasure, seqs: Sequence[int]) -> Counter[st
     _count(tx, erasure.id, episodes=tally["stored"], agents=tally["agents"], changes=len(rows))
     tx.note(Forgotten(erasure.tenant_id, list(seqs)))
     return tally
+
+
+def _since(tx: Transaction, erasure: Erasure, uids: list[str]) -> Sequence[Any]:
+    """What was done to episodes since their erasure began: a policy forgot them, say. With them the last trace of their
+    ids goes, and from then on nothing can be done to them.
+    """
+    c = changes.c
+    of_them = c.tenant_id == erasure.tenant_id, c.kind.startswith("episode_"), listed(c.subject, uids)
+    return tx.connection.execute(sa.select(changes).where(c.seq > erasure.seq, *of_them)).all() if uids else ()
 
 
 def mask(tx: Transaction, erasure: Erasure, seqs: Sequence[int]) -> int:

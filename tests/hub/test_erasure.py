@@ -456,6 +456,42 @@ def test_while_an_erasure_is_under_way_nothing_shows_and_nobody_writes_there(tmp
         assert traces(tmp_path) == {}
 
 
+@pytest.mark.parametrize("scope", ["agent", "episodes"])
+@pytest.mark.parametrize("what", ["forget", "retain", "hold", "release"])
+def test_what_is_done_to_episodes_while_they_are_being_erased_leaves_no_trace_of_them(
+    tmp_path, monkeypatch, scope, what
+):
+    with Hub(tmp_path, embedder="hashing", keep_forgotten=timedelta(days=1)) as hub:
+        ids = [f"{M}-{n}" for n in range(20)]
+        hub.put([marked(tenant_id="acme", id=uid, reward=n / 20) for n, uid in enumerate(ids)])
+        hub.hold("acme", ids[:3], reason="kept")
+        hub.set_retention("acme", MinReward(0.5))
+        meanwhile = {
+            "forget": lambda: hub.forget("acme", ids[4:8], reason="why"),
+            "retain": lambda: hub.apply_retention("acme"),
+            "hold": lambda: hub.hold("acme", ids[4:8], reason="kept, too"),
+            "release": lambda: hub.release("acme", ids[:3], reason="not any more"),
+        }[what]
+        planned, plan = [], eraser.Eraser._plan
+
+        def slow(self, erasure):
+            found = plan(self, erasure)
+            if not planned:
+                planned.append(found)
+                meanwhile()
+            return found
+
+        monkeypatch.setattr(eraser.Eraser, "_plan", slow)
+        if scope == "agent":
+            hub.erase_agent("acme", A, reason="r", even_held=True)
+        else:
+            hub.erase_episodes("acme", ids, reason="r", even_held=True)
+        assert planned
+        assert traces(tmp_path) == {}
+        assert hub.verify().ok, hub.verify()
+        assert hub.stats("acme").episodes == hub.stats("acme").kept == 0
+
+
 def test_others_go_on_during_an_erasure_and_the_end_is_the_same_in_many_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(eraser, "TURN", 0)
     monkeypatch.setattr(eraser, "STEP", 2)
