@@ -29,7 +29,7 @@ from fedlab.hub import ledger, migrations, operations
 from fedlab.hub.directory import sync
 from fedlab.hub.ledger import Erasure
 from fedlab.hub.log import erased_id, name_hash
-from fedlab.hub.schema import agents, begin, episodes, erasures, holds, listed
+from fedlab.hub.schema import agents, begin, episodes, erasures, holds, listed, queries
 from fedlab.hub.values import ErasureReport
 from fedlab.hub.writer import MAX_WEIGHT
 
@@ -184,6 +184,8 @@ class Eraser:
 
         def finish(tx: Transaction) -> None:
             tx.flush()
+            # Again: some may have been on their way to be written down when the erasure began.
+            tx.connection.execute(sa.delete(queries).where(queries.c.tenant_id == erasure.tenant_id))
             _set(tx, erasure.id, pending=ledger.FILES)
             tenant_id = "" if erasure.scope == "tenant" else erasure.tenant_id
             tx.log("erasure_finished", tenant_id, erasure.id, "hub")

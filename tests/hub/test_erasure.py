@@ -457,7 +457,7 @@ def test_while_an_erasure_is_under_way_nothing_shows_and_nobody_writes_there(tmp
 
 
 @pytest.mark.parametrize("scope", ["agent", "episodes"])
-@pytest.mark.parametrize("what", ["forget", "retain", "hold", "release"])
+@pytest.mark.parametrize("what", ["forget", "retain", "hold", "release", "recall"])
 def test_what_is_done_to_episodes_while_they_are_being_erased_leaves_no_trace_of_them(
     tmp_path, monkeypatch, scope, what
 ):
@@ -471,6 +471,7 @@ def test_what_is_done_to_episodes_while_they_are_being_erased_leaves_no_trace_of
             "retain": lambda: hub.apply_retention("acme"),
             "hold": lambda: hub.hold("acme", ids[4:8], reason="kept, too"),
             "release": lambda: hub.release("acme", ids[:3], reason="not any more"),
+            "recall": lambda: (hub.recall("acme", V), hub.preview_retention("acme")),
         }[what]
         planned, plan = [], eraser.Eraser._plan
 

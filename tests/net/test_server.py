@@ -224,6 +224,22 @@ async def test_retention_runs_on_its_schedule(hub: Hub, episode: Make):
         await until(lambda: hub.stats("acme").episodes == 5)
 
 
+async def test_a_server_removes_what_was_kept_long_enough_also_where_no_policy_is_applied(
+    tmp_path: Path, episode: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fedlab.net.server.PURGE_INTERVAL", 0.02)
+    clock = fedlab.SimulatedClock(datetime.datetime(2026, 1, 1))
+    with Hub(tmp_path / "lab", clock, "hashing", keep_forgotten=3600) as hub:
+        hub.put([episode(n, id=f"x{n}") for n in range(4)])
+        hub.forget("acme", ["x0", "x1"], reason="why")
+        async with fedlab.serve(hub, port=0):
+            clock.advance(minutes=50)
+            hub.forget("acme", ["x2"], reason="why")
+            assert hub.stats().kept == 3
+            clock.advance(minutes=10)
+            await until(lambda: hub.stats().kept == 1)
+
+
 async def test_a_server_that_is_started_often_applies_the_policies_as_often_as_one_that_runs_on(
     tmp_path: Path, episode: Make
 ):
