@@ -55,8 +55,6 @@ def retention(
     as_json: AsJson = False,
 ) -> None:
     """Print a tenant's retention policy, or set, preview or apply one; without a TENANT print or apply all."""
-    import msgspec
-
     from fedlab.retention import RetentionPolicy
 
     if preview and apply:
@@ -70,20 +68,25 @@ def retention(
         raise typer.BadParameter(error.message, param_hint="--set") from None
     with open_hub(hub, token) as connection:
         if preview and tenant is not None:
-            result = connection.preview_retention(tenant, given, after=timedelta(days=after))
-            typer.echo(msgspec.json.encode(result) if as_json else str(result))
+            _print(connection.preview_retention(tenant, given, after=timedelta(days=after)), as_json=as_json)
             return
         if given is not None and tenant is not None:
             connection.set_retention(tenant, given)
         if apply:
             report = connection.apply_retention(tenant)
-            typer.echo(msgspec.json.encode(report) if as_json else str(report))
+            _print(report, as_json=as_json)
             if report.failed:
                 raise typer.Exit(1)
             return
         for each in connection.tenants()["tenant_id"] if tenant is None else [tenant]:
             stored = connection.retention(each)
             typer.echo(stored.to_json() if as_json else f"{each}: {stored}\n{stored!r}")
+
+
+def _print(result: object, *, as_json: bool) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.encode(result) if as_json else str(result))
 
 
 @app.command()
