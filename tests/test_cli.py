@@ -387,9 +387,12 @@ def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: 
     assert "1 episodes" in run("erase", running.data, "acme", *options, "--agent", "zed").out
     erased = run("erase", running.url, "acme", "x2", "x3", "x4", "x3", *options)
     assert "2 episodes" in erased.out
-    assert erased.err == "of 1 of the 3 ids nothing was here: are they spelled right?\n"
-    assert run("erase", running.url, "acme", "x2", *options).code == 1
-    assert run("erasures", running.url).out.count("\n") == 2
+    assert erased.err == "never here: 'x4'; spelled right?\n"
+    again = run("erase", running.url, "acme", "x2", *options)
+    assert (again.code, again.err) == (0, "")
+    assert "erased before, 1 of the ids: 'x2'" in again.out
+    assert run("erasures", running.url).out.count("\n") == 3
+    assert "('x4' …): nothing was erased" in run("erase", running.url, "acme", "x4", *options).err
 
 
 # --- backup, restore, fork --------------------------------------------------------------------------------------------
@@ -410,6 +413,7 @@ def test_a_running_hub_is_backed_up_verified_restored_and_forked(running: HubPro
     assert "10 episodes" in run("restore", tmp_path / "first", tmp_path / "restored", "--overwrite").out
     assert "5 episodes" in run("fork", running.data, tmp_path / "now").out
     assert "0 episodes" in run("fork", running.data, tmp_path / "then", "--at", 1).out
+    assert "5 episodes that were live then were not kept" in run("fork", running.data, tmp_path / "x", "--at", seq).out
     forked = run("fork", running.data, tmp_path / "kept", "--at", "2100-01-01T00:00+02:00")
     assert (forked.code, "5 episodes" in forked.out) == (0, True)
     assert "agree" in run("verify", tmp_path / "then").out
@@ -422,6 +426,19 @@ def test_a_hub_is_backed_up_by_its_url_where_its_server_has_a_place_for_it(lab: 
         assert (made.code, made.err) == (0, "")
         assert "full backup" in run("backup", "--verify", tmp_path / "backups" / "by-hand").out
         assert "plain name" in run("backup", process.url, "../elsewhere").err
+        assert "by-hand is whole: full backup" in run("backup", process.url, "--verify", "by-hand").out
+        assert "is missing" in run("backup", process.url, "--verify", "nothing").err
+        run("backup", process.url, "more", "--base", "by-hand")
+        listed = run("backup", process.url, "--list").out.splitlines()
+        assert [line.split()[0] for line in listed] == ["more", "by-hand"]
+        assert [line.rpartition("episodes  ")[2] for line in listed] == ["on by-hand", "full"]
+        forked = run("fork", process.url, "fork", "--at", 7)
+        assert (forked.code, forked.err) == (0, "")
+        assert "5 episodes of 1 tenants, as of change 7" in forked.out
+        assert "5 episodes" in run("stats", tmp_path / "backups" / "fork").out
+        assert "plain name" in run("fork", process.url, "../elsewhere").err
+        for wrong in ((), ("x", "--list"), ("x", "--verify", "x")):
+            assert run("backup", process.url, *wrong).code == 2
 
 
 def test_what_can_not_be_backed_up_or_restored_is_said(lab: Path, run: Run, tmp_path: Path) -> None:
@@ -433,7 +450,9 @@ def test_what_can_not_be_backed_up_or_restored_is_said(lab: Path, run: Run, tmp_
     assert "is a backup" in run("stats", tmp_path / "backup").err
     assert run("backup", "--verify", tmp_path / "backup").code == 0
     assert "inside" in run("backup", lab, lab / "backup").err
-    assert "is a URL" in run("fork", "ws://127.0.0.1:1", tmp_path / "fork").err
+    assert run("backup", "--list").code == run("backup", lab, "--list").code == 2
+    for wrong in (("ws://127.0.0.1:1", tmp_path / "new"), (tmp_path / "backup", "ws://127.0.0.1:1")):
+        assert "ws://127.0.0.1:1 is a URL, and a hub is not restored while it runs" in run("restore", *wrong).err
     assert "--at" in run("restore", tmp_path / "backup", tmp_path / "new", "--at", "yesterday").err
 
 
@@ -456,6 +475,49 @@ def test_a_policy_is_previewed_set_shown_and_applied_from_the_shell(run: Run, la
         "globex": 3
     }
     assert run("retention", lab, "acne").code == 1
+
+
+def test_the_policies_of_all_tenants_are_shown_and_applied(run: Run, lab: Path):
+    for tenant, least in (("acme", 0.2), ("globex", 0.3)):
+        run("retention", lab, tenant, "--set", f"MinReward({least})")
+    shown = run("retention", lab)
+    assert (shown.code, shown.out.count("MinReward")) == (0, 2)
+    applied = run("retention", lab, "--apply")
+    assert applied.out == "acme: 2 episodes forgotten\nglobex: 3 episodes forgotten\n"
+    assert run("retention", lab, "--preview").code == run("retention", lab, "--set", "MaxAge(1)").code == 2
+    with contextlib.closing(sqlite3.connect(lab / "hub.db")) as database, database:
+        database.execute("""UPDATE tenants SET retention = '{"policy":"Foreign"}' WHERE tenant_id = 'acme'""")
+    failed = run("retention", lab, "--apply")
+    assert (failed.code, "acme: failed: " in failed.out, "globex: 0 episodes" in failed.out) == (1, True, True)
+    for days in ("nan", "inf", "1e300", "-1"):
+        assert run("retention", lab, "globex", "--preview", "--after", days).code == 2
+        assert run("hub", "--data", lab, "--keep-forgotten", days).code == 2
+
+
+def test_a_policy_of_ones_own_is_imported_where_it_is_applied_and_where_it_is_typed(
+    lab: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "lucky.py").write_text(
+        "from fedlab import RetentionPolicy\n"
+        "from fedlab.retention import episodes\n"
+        "class Lucky(RetentionPolicy, frozen=True):\n"
+        "    digit: int\n"
+        "    def condemned(self, rows):\n"
+        "        return ~episodes.c.input.endswith(str(self.digit))\n"
+        "    def __str__(self):\n"
+        "        return f'keep what ends in {self.digit}'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ("acme", "--import", "lucky", "--set", "Lucky(3)")
+    with HubProcess(lab) as process:
+        assert "--import MODULE" in run("retention", process.url, *words).err
+    with HubProcess(lab, options=["--import", "lucky"]) as process:
+        assert "4 of 5 episodes would go" in run("retention", process.url, *words, "--preview").out
+        assert run("retention", process.url, *words, "--apply").out == "acme: 4 episodes forgotten\n"
+        assert "keep what ends in 3" in run("retention", process.url, *words[:3]).out
+    assert run("retention", lab, "acme", "--import", "unlucky").err == (
+        "fedlab: unlucky can not be imported: No module named 'unlucky'\n"
+    )
 
 
 def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, running: HubProcess):

@@ -75,6 +75,32 @@ def test_a_policy_reads_as_a_sentence():
     )
 
 
+@pytest.mark.parametrize(
+    ("policy", "stay"),
+    [
+        (MaxAge(1.7e308), 3),
+        (MaxAge(5e-324), 0),
+        (Unused(1e300), 3),
+        (Unused(1e300, "source_of_success", -1e308), 3),
+        (Decay(5e-324, 0.1), 0),
+        (Decay(1.7e308, 1.7e308), 0),
+        (MinReward(-1.7e308), 3),
+        (MinReward(1e300), 0),
+        (MaxEpisodes(10**300), 3),
+        (MaxEpisodes(1, "random", seed=-(10**300)), 1),
+        (MaxBytes(10**300), 3),
+        (Distinct(5e-324), 1),
+    ],
+)
+def test_the_largest_and_the_smallest_numbers_mean_what_they_say(hub: Hub, episode, vector, policy, stay):
+    hub.put([episode(n, vector=vector(0), reward=0.5, task="t", created_at=1) for n in range(3)])
+    assert RetentionPolicy.from_json(policy.to_json()) == policy
+    hub.set_retention("acme", policy)
+    assert hub.preview_retention("acme").kept == stay
+    hub.apply_retention()
+    assert hub.stats("acme").episodes == stay
+
+
 def test_what_was_stored_by_an_earlier_version_means_the_same():
     text = '{"policy":"Both","first":{"policy":"MaxAge","days":90.0},"second":{"policy":"MinReward","reward":0.7}}'
     assert RetentionPolicy.from_json(text) == MaxAge(90) & MinReward(0.7)
@@ -84,7 +110,7 @@ def test_what_was_stored_by_an_earlier_version_means_the_same():
 @pytest.mark.parametrize(
     "make",
     [
-        *[lambda days=days: MaxAge(days) for days in (0, -1, math.nan, math.inf, "90", True)],
+        *[lambda days=days: MaxAge(days) for days in (0, -1, math.nan, math.inf, 10**400, "90", True)],
         *[lambda reward=reward: MinReward(reward) for reward in (math.nan, math.inf, "0.7", None)],
         *[lambda q=q: MinReward(quantile=q) for q in (-0.1, 1.1, math.nan, "0.5", True)],
         lambda: MinReward(0.7, quantile=0.5),

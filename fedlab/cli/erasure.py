@@ -36,8 +36,8 @@ def erase(
         else:
             report = connection.erase_tenant(tenant, reason=reason, even_held=even_held)
     typer.echo(str(report))
-    if ids and (nothing := len({*ids}) - report.episodes):
-        typer.echo(f"of {nothing} of the {len({*ids})} ids nothing was here: are they spelled right?", err=True)
+    if report.unknown:
+        typer.echo(f"never here: {', '.join(map(repr, report.unknown))}; spelled right?", err=True)
 
 
 @app.command()

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, moment, open_hub
+from fedlab.cli.shared import (
+    MOST_DAYS,
+    AsJson,
+    HubArgument,
+    Ids,
+    Import,
+    OfTenant,
+    Token,
+    app,
+    import_modules,
+    moment,
+    open_hub,
+)
 from fedlab.errors import InvalidRequest
 
 Reason = Annotated[str | None, typer.Option(help="Kept in the log.")]
@@ -22,7 +34,9 @@ All = Annotated[bool, typer.Option("--all", help="All episodes of the tenant.")]
 @app.command()
 def retention(
     hub: HubArgument,
-    tenant: OfTenant,
+    tenant: Annotated[
+        str | None, typer.Argument(metavar="[TENANT]", help="Whose policy; all tenants' if none.")
+    ] = None,
     token: Token = None,
     policy: Annotated[
         str | None,
@@ -33,34 +47,46 @@ def retention(
         ),
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Say what would go, and change nothing.")] = False,
-    after: Annotated[float, typer.Option(metavar="DAYS", min=0, help="With --preview: so many days from now.")] = 0,
+    after: Annotated[
+        float, typer.Option(metavar="DAYS", min=0, max=MOST_DAYS, help="With --preview: so many days from now.")
+    ] = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Remove what the stored policy removes, now.")] = False,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a tenant's retention policy, or set, preview or apply one."""
-    import msgspec
-
+    """Print a tenant's retention policy, or set, preview or apply one; without a TENANT print or apply all."""
     from fedlab.retention import RetentionPolicy
 
     if preview and apply:
         raise typer.BadParameter("--preview changes nothing: leave --apply out")
+    if tenant is None and (preview or policy is not None):
+        raise typer.BadParameter("whose policy? --set and --preview take a TENANT")
+    import_modules(imports)
     try:
         given = None if policy is None else RetentionPolicy.parse(policy)
     except InvalidRequest as error:
         raise typer.BadParameter(error.message, param_hint="--set") from None
     with open_hub(hub, token) as connection:
-        if preview:
-            result = connection.preview_retention(tenant, given, after=timedelta(days=after))
-            typer.echo(msgspec.json.encode(result) if as_json else str(result))
+        if preview and tenant is not None:
+            _print(connection.preview_retention(tenant, given, after=timedelta(days=after)), as_json=as_json)
             return
-        if given is not None:
+        if given is not None and tenant is not None:
             connection.set_retention(tenant, given)
         if apply:
             report = connection.apply_retention(tenant)
-            typer.echo(msgspec.json.encode(report) if as_json else str(report))
+            _print(report, as_json=as_json)
+            if report.failed:
+                raise typer.Exit(1)
             return
-        stored = connection.retention(tenant)
-    typer.echo(stored.to_json() if as_json else f"{tenant}: {stored}\n{stored!r}")
+        for each in connection.tenants()["tenant_id"] if tenant is None else [tenant]:
+            stored = connection.retention(each)
+            typer.echo(stored.to_json() if as_json else f"{each}: {stored}\n{stored!r}")
+
+
+def _print(result: object, *, as_json: bool) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.encode(result) if as_json else str(result))
 
 
 @app.command()

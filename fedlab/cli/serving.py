@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedlab.cli.shared import app
+from fedlab.cli.shared import MOST_DAYS, Import, app, import_modules
 from fedlab.errors import FedlabError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -47,12 +47,18 @@ def hub_command(
     ] = 7,
     keep_forgotten: Annotated[
         float | None,
-        typer.Option(metavar="DAYS", min=0, help="Keep what is forgotten, for time travel; as before if not given."),
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=MOST_DAYS,
+            help="Keep what is forgotten, for time travel; as before if not given.",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A limit; `fedlab settings` lists them. Repeatable."),
     ] = None,
+    imports: Import = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
     ] = "info",
@@ -62,6 +68,7 @@ def hub_command(
     # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
     logger.setLevel(log_level.upper())
     logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
+    import_modules(imports)
     served = _serve(
         data.resolve(),
         host,

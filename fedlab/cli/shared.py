@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from fedlab.net import SyncConnection
 
 app = typer.Typer(name="fedlab", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+MOST_DAYS = 1_000_000
 PATIENCE, LONG_PATIENCE = 1.0, 10.0
 """Seconds to go on trying to reach a hub: a command can be typed again, but who follows a log awaits its return."""
 
@@ -25,6 +29,12 @@ Token = Annotated[str | None, typer.Option(envvar="FEDLAB_TOKEN", help="For a hu
 Tenant = Annotated[str | None, typer.Option(help="Only this tenant.")]
 OfTenant = Annotated[str, typer.Argument(metavar="TENANT", help="Whose episodes.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which episodes.")]
+Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="MODULE", help="Import it first: it has retention policies of your own. Repeatable."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line, for programs.")]
 
 
@@ -52,6 +62,22 @@ def open_hub(
     from fedlab import net
 
     return net.open_hub(target, token, retry_for=patience)
+
+
+def import_modules(names: list[str] | None) -> None:
+    """Import what a user named.
+
+    Raises:
+        InvalidRequest: If one can not be imported.
+    """
+    # As `python -m` does it: a command that is installed does not look into the working directory.
+    if names and (here := os.getcwd()) not in sys.path:  # noqa: PTH109
+        sys.path.insert(0, here)
+    for name in names or ():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InvalidRequest(f"{name} can not be imported: {error}") from None
 
 
 def moment(text: str | None, option: str) -> datetime | int | None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
-import secrets
 import shutil
 import sqlite3
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +39,11 @@ from fedlab.hub.manifest import (
     read_manifest,
     sha256,
 )
+from fedlab.hub.parts import LOCK, new_part
 from fedlab.hub.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-logger = logging.getLogger("fedlab.hub")
 
 _GROWING = {
     "changes": "seq",
@@ -81,24 +79,25 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
     check_apart(path, database.parent)
     check_empty(path)
     chain = [] if base is None else read_chain(base)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.mkdir(parents=True)
-        with reading_only(database) as connection:
-            if chain:
-                manifest = _write_news(connection, part, chain[-1], now)
-            else:
-                manifest = _write_all(connection, database, part, now)
-        manifest = msgspec.structs.replace(manifest, hub=str(database.absolute().parent))
-        _write_rest(part, path, database.with_name(KEY), manifest, chain)
-        part.replace(path)
-        sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_part(path) as part:
+            if path.exists():
+                part.chmod(stat.S_IMODE(path.stat().st_mode))  # as open as its owner wants it
+            with reading_only(database) as connection:
+                if chain:
+                    manifest = _write_news(connection, part, chain[-1], now)
+                else:
+                    manifest = _write_all(connection, database, part, now)
+            manifest = msgspec.structs.replace(manifest, hub=str(database.absolute().parent))
+            _write_rest(part, path, database.with_name(KEY), manifest, chain)
+            part.replace(path)
+            (path / LOCK).unlink()  # from now on it is nobody's to remove
+            sync(path.parent)
     except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
         if isinstance(error, FedlabError):
             raise
         raise HubUnavailable(f"the backup {path} could not be written: {getattr(error, 'orig', error)}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return read_manifest(path)
 
 
@@ -247,7 +246,7 @@ def _write_rest(part: Path, path: Path, key: Path, manifest: BackupManifest, cha
         shutil.copy(key, part / KEY)  # with its mode
     files = dict(manifest.files)
     for file in sorted(part.iterdir()):
-        if file.name not in files:
+        if file.name not in (*files, LOCK):
             sync(file)
             files[file.name] = BackupFile(bytes=file.stat().st_size, sha256=sha256(file))
     bases = [Base(path=os.path.relpath(each.path, path), checksum=each.manifest.checksum) for each in chain]
@@ -270,14 +269,20 @@ def verify_backup(path: str | Path) -> BackupManifest:
     Raises:
         CorruptBackup: Naming what is damaged or missing.
         IncompatibleHub: If a newer version of fedlab wrote it.
+        HubUnavailable: If there is no room for the copy.
     """
     chain = read_chain(Path(path))
-    with tempfile.TemporaryDirectory(prefix="fedlab-") as name:
-        folder = Directory(name)
-        try:
-            put_together(chain, folder)
-        finally:
-            folder.close()
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedlab-") as name:
+            folder = Directory(name)
+            try:
+                put_together(chain, folder)
+            finally:
+                folder.close()
+    except OSError as error:
+        if isinstance(error, FedlabError):
+            raise
+        raise HubUnavailable(f"{path} could not be checked in {tempfile.gettempdir()} ($TMPDIR): {error}") from error
     return chain[-1].manifest
 
 

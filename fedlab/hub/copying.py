@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlab.clock import SystemClock
+from fedlab.errors import InvalidRequest
 from fedlab.hub import backups, restoring
 from fedlab.hub.core import HubCore
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Self
 
-    from fedlab.hub.manifest import BackupManifest
+    from fedlab.hub.manifest import BackupManifest, ForkReport
+
+logger = logging.getLogger("fedlab.hub")
 
 
 class CopyMethods(HubCore):
@@ -68,7 +72,14 @@ class CopyMethods(HubCore):
             CorruptBackup: Naming what of the backup is damaged or missing.
             InvalidRequest: If `path` is not empty, or holds another hub; or the backup knows no such moment.
             HubLocked: If the hub in `path` is open.
+            HubUnavailable: If it can not be written; then `path` is as it was.
         """
+        for each in (backup, path, ledger_from or ""):
+            if "://" in str(each):
+                raise InvalidRequest(
+                    f"{each} is a URL, and a hub is not restored while it runs: stop it, restore to its directory, on"
+                    " its machine, from a backup there (`fedlab restore BACKUP DIRECTORY --overwrite`), and start it"
+                )
         now = (hub_options.get("clock") or SystemClock()).now()
         ledger = None if ledger_from is None else Path(ledger_from)
         restoring.restore(Path(backup), Path(path), now, at=at, overwrite=overwrite, ledger_from=ledger)
@@ -87,8 +98,20 @@ class CopyMethods(HubCore):
 
         Raises:
             InvalidRequest: If `path` is not empty or in the hub's directory, or this hub knows no such moment.
+            HubUnavailable: If it can not be written; then nothing is left of it.
         """
+        return self._fork(path, at)[0]
+
+    def write_fork(self, path: str | Path, *, at: datetime | int | None = None) -> ForkReport:
+        """As `fork`, but what it is is returned, and it is not open."""
+        fork, report = self._fork(path, at)
+        fork.close()
+        return report
+
+    def _fork(self, path: str | Path, at: datetime | int | None) -> tuple[Self, ForkReport]:
         self._require_open()
         self._write_usage()
-        restoring.fork(self._directory.database, Path(path), self.clock.now(), at=at)
-        return type(self)(path, self.clock, self.embedder)
+        report = restoring.fork(self._directory.database, Path(path), self.clock.now(), at=at)
+        (logger.warning if report.lost else logger.info)("fork: %s", report)
+        # An erasure that was under way is completed there when it is opened.
+        return type(self)(path, self.clock, self.embedder), report

@@ -225,7 +225,7 @@ class HubCore:
             if erasure.scope == "tenant":
                 self._tenants.discard(erasure.tenant_id)
                 self._changed_at.pop(erasure.tenant_id, None)
-                self._usage.drop(erasure.tenant_id)
+            self._usage.drop(erasure.tenant_id, whole=erasure.scope == "tenant")
             self._erased.begin(erasure, tx.now)
             self._leases.end_all(erasure.tenant_id, erasure.agent_id)
         self._indexes.apply(tx.events)

@@ -24,12 +24,12 @@ import msgspec
 import sqlalchemy as sa
 
 from fedlab.episode import new_id
-from fedlab.errors import HeldEpisodes, HubUnavailable, InvalidRequest, UnknownTenant
+from fedlab.errors import HeldEpisodes, HubUnavailable, InvalidRequest, UnknownEpisode, UnknownTenant
 from fedlab.hub import ledger, migrations, operations
 from fedlab.hub.directory import sync
 from fedlab.hub.ledger import Erasure
-from fedlab.hub.log import name_hash
-from fedlab.hub.schema import agents, begin, episodes, erasures, holds, listed
+from fedlab.hub.log import erased_id, name_hash
+from fedlab.hub.schema import agents, begin, episodes, erasures, holds, listed, queries
 from fedlab.hub.values import ErasureReport
 from fedlab.hub.writer import MAX_WEIGHT
 
@@ -111,12 +111,17 @@ class Eraser:
         erasure = Erasure(id="", seq=1 << 62, scope=scope, tenant_id=tenant_id, agent_id=agent_id)
         with self._lock:
             self._complete_all()
-            if scope != "tenant":
-                erasure = self._found(erasure, ids)
+            already: list[str] = []
+            unknown: list[str] = []
+            if scope == "episodes":
+                erasure, already, unknown = self._found(erasure, ids)
+            elif scope == "agent":
+                self._check_agent(erasure)
             # The last of its commit: whoever comes after it sees that it has begun.
             erasure = self._writer.run(lambda tx: _begin(tx, erasure, reason, actor, even_held), MAX_WEIGHT)
             tally = self._complete(erasure)
-            return self._report(erasure.id, reason, actor, tally)
+            report = self._report(erasure.id, reason, actor, tally)
+            return msgspec.structs.replace(report, already=already, unknown=unknown)
 
     def finish(self) -> None:
         """Complete what was begun and not done."""
@@ -179,6 +184,8 @@ class Eraser:
 
         def finish(tx: Transaction) -> None:
             tx.flush()
+            # Again: some may have been on their way to be written down when the erasure began.
+            tx.connection.execute(sa.delete(queries).where(queries.c.tenant_id == erasure.tenant_id))
             _set(tx, erasure.id, pending=ledger.FILES)
             tenant_id = "" if erasure.scope == "tenant" else erasure.tenant_id
             tx.log("erasure_finished", tenant_id, erasure.id, "hub")
@@ -194,16 +201,33 @@ class Eraser:
         self._writer.run(lambda tx: _set(tx, erasure_id, pending=None, done_at=tx.now))
         return pages
 
-    def _found(self, erasure: Erasure, ids: Sequence[str]) -> Erasure:
-        """The erasure of an agent or of episodes, if there is anything to erase."""
+    def _found(self, erasure: Erasure, ids: Sequence[str]) -> tuple[Erasure, list[str], list[str]]:
+        """The erasure with the numbers of its episodes; the ids that were erased before; those that nothing had.
+
+        A request that is made again, because nobody knows whether it was done, does no harm and is no error.
+        """
         with begin(self._engine) as connection:
-            if erasure.scope == "episodes":
-                numbers = operations.numbers_of(connection, erasure.tenant_id, ids)
-                erasure = msgspec.structs.replace(erasure, numbers=sorted(numbers.values()))
-            if any(ledger.make_plan(connection, erasure)):
-                return erasure
-        what = f"agent {erasure.agent_id!r}" if erasure.agent_id else f"episode {next(iter(ids), '')!r:.80}"
-        raise InvalidRequest(f"tenant {erasure.tenant_id!r} has nothing of {what}: is the name spelled right?")
+            numbers = operations.numbers_of(connection, erasure.tenant_id, ids)
+            left = {erased_id(erasure.tenant_id, uid): uid for uid in ids if uid not in numbers}
+            already = operations.erased_of(connection, left)
+        known = set(already)
+        unknown = [uid for uid in left.values() if uid not in known]
+        if not numbers and not already:
+            raise UnknownEpisode(
+                f"none of the {len(unknown):,} ids was ever of an episode of tenant {erasure.tenant_id!r}"
+                f" ({unknown[0]!r:.80} …): nothing was erased; is the id spelled right?",
+                ids=unknown,
+            )
+        return msgspec.structs.replace(erasure, numbers=sorted(numbers.values())), already, unknown
+
+    def _check_agent(self, erasure: Erasure) -> None:
+        """Whether there is, or was, anything of an agent."""
+        tenant_id, agent_id = erasure.tenant_id, erasure.agent_id or ""
+        with begin(self._engine) as connection:
+            if not (any(ledger.make_plan(connection, erasure)) or self._erased.agent(tenant_id, agent_id)):
+                raise InvalidRequest(
+                    f"tenant {tenant_id!r} has nothing of agent {agent_id!r}: is the name spelled right?"
+                )
 
     def _report(self, erasure_id: str, reason: str, actor: str, tally: Counter[str]) -> ErasureReport:
         with begin(self._engine) as connection:

@@ -56,7 +56,7 @@ class ErasureMethods(HubCore):
         """Erase an agent: its episodes, its lives in the registry, and its name in the tenant's log.
 
         As `erase_tenant`. Episodes of other agents stay as they are, also where they name the agent or its episodes'
-        ids; rows of the log about them lose actor and reason where those name the agent.
+        ids; rows of the log about them lose actor and reason where those name the agent. To ask again does no harm.
         """
         self._check_erasure(tenant_id, reason, actor)
         check_name(agent_id, "agent_id")
@@ -73,9 +73,13 @@ class ErasureMethods(HubCore):
         even_held: bool = False,
         actor: str = "local",
     ) -> ErasureReport:
-        """Erase episodes, live or forgotten, by their ids; those that were never stored are no error, unless all are.
+        """Erase episodes, live or forgotten, by their ids.
 
         As `erase_tenant`. Other episodes that name one of them as a source go on doing so: an episode never changes.
+        The report names the ids that were erased before (to ask again does no harm) and those that were never here.
+
+        Raises:
+            UnknownEpisode: If the tenant never had any of them.
         """
         self._check_erasure(tenant_id, reason, actor)
         wanted = check_ids(ids, None)

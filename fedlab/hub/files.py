@@ -17,6 +17,7 @@ from fedlab.batches import size_in_message
 from fedlab.episode import Episode, decode_vector, encode_vector, metadata_json
 from fedlab.errors import FedlabError, InvalidRequest
 from fedlab.hub.log import content_of, episode_hash, vector_hash
+from fedlab.hub.parts import new_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,18 +77,17 @@ def write(path: Path, header: Header, episodes: Iterable[Episode]) -> int:
             count += 1
             yield _Row(**_fields(episode), hash=_hash(episode))
 
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        form.write(fresh, header, rows())
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        with new_part(path) as part:
+            fresh = part / path.name
+            form.write(fresh, header, rows())
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+            fresh.replace(path)
     except OSError as error:
         if isinstance(error, FedlabError):  # HubUnavailable is both
             raise
         raise InvalidRequest(f"{path} can not be written: {error}") from None
-    finally:
-        fresh.unlink(missing_ok=True)
     return count
 
 

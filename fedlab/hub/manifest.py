@@ -1,4 +1,4 @@
-"""What a backup says of itself, and whether its files are those it speaks of. No database is opened here."""
+"""What a backup or a fork says of itself, and whether a backup's files are those it speaks of; opens no database."""
 
 from __future__ import annotations
 
@@ -106,6 +106,46 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         kind = "incremental" if self.bases else "full"
         size = sum(file.bytes for file in self.files.values()) / 1e6
         return kind, to_datetime(self.created_at).isoformat(" ", "seconds"), f"{size:,.1f} MB"
+
+
+class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fork is.
+
+    Args:
+        path: Its directory, absolute, on the machine of the hub that it was made from.
+        hub_id: Its own.
+        origin: The id of the hub that it was made from.
+        seq: The last change of that hub's log that it has.
+        tenants: How many it has.
+        episodes: How many are live in it.
+        lost: How many were live at `seq` and are not in it: they were forgotten since, and not kept.
+    """
+
+    path: str
+    hub_id: str
+    origin: str
+    seq: int
+    tenants: int
+    episodes: int
+    lost: int
+
+    def __str__(self) -> str:
+        return (
+            f"hub {self.hub_id} in {self.path}: {self.episodes:,} episodes of {self.tenants:,} tenants, as of change"
+            f" {self.seq:,} of hub {self.origin}"
+            + (f"; {self.lost:,} episodes that were live then were not kept, and are not in it" if self.lost else "")
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("in", self.path),
+            ("made from hub", self.origin),
+            ("as of change", self.seq),
+            ("tenants", self.tenants),
+            ("episodes", self.episodes),
+            ("live then, and not kept", self.lost),
+        ]
+        return table(f"Fork: hub {self.hub_id}", rows)
 
 
 class Part(NamedTuple):

@@ -57,14 +57,7 @@ def _check_not_erased(tx: Transaction, batch: Sequence[Episode]) -> None:
     tx.erased.check_open(tenant_ids)
     concerned = {each for each in tenant_ids if tx.erased.concerns(each)}
     ids = {erased_id(each.tenant_id, each.id): each.id for each in batch if each.tenant_id in concerned}
-    hashes = list(ids)
-    found: list[str] = []
-    for start in range(0, len(hashes), _PARAMETERS):
-        query = sa.select(changes.c.subject).where(
-            changes.c.kind == "episode_erased", changes.c.subject.in_(hashes[start : start + _PARAMETERS])
-        )
-        found.extend(ids[each] for each in tx.connection.scalars(query))
-    if found:
+    if found := erased_of(tx.connection, ids):
         raise IdConflict(
             f"{len(found)} of the episodes were erased ({found[0]!r} …) and can not come back: nothing was stored",
             ids=found,
@@ -131,6 +124,17 @@ def _rows(connection: sa.Connection, numbers: Sequence[int]) -> list[Any]:
         part = numbers[start : start + _PARAMETERS]
         rows.extend(connection.execute(query.where(episodes.c.id.in_(part))))
     return rows
+
+
+def erased_of(connection: sa.Connection, ids: dict[str, str]) -> list[str]:
+    """Of ids by their `erased_id`, those that were erased, in the order that they are given in."""
+    hashes, found = list(ids), set[str]()
+    for start in range(0, len(hashes), _PARAMETERS):
+        query = sa.select(changes.c.subject).where(
+            changes.c.kind == "episode_erased", changes.c.subject.in_(hashes[start : start + _PARAMETERS])
+        )
+        found.update(connection.scalars(query))
+    return [uid for each, uid in ids.items() if each in found]
 
 
 def numbers_of(connection: sa.Connection, tenant_id: str, uids: Sequence[str]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
-from fedlab.errors import FedlabError, HubLocked, InvalidRequest
+from fedlab.errors import FedlabError, HubLocked, HubUnavailable, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
 from fedlab.hub.backups import check_apart, check_empty, copy_database, put_together, reading_only
 from fedlab.hub.directory import (
@@ -31,7 +31,7 @@ from fedlab.hub.directory import (
 )
 from fedlab.hub.ledger import Erased, LedgerEntry, apply_ledger, export_ledger, known_to
 from fedlab.hub.log import REDACTED, Statements, Transaction, erased_id
-from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, is_backup, read_chain
+from fedlab.hub.manifest import DATABASE, KEY, MANIFEST, NEWS, ForkReport, is_backup, read_chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -86,7 +86,7 @@ def _bring_to(tx: Transaction, part: Part, at: datetime | int | None, ledgers: S
         logger.warning("%d erasures that the backup of %s did not know were done again", erased, made)
 
 
-def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = None) -> None:
+def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = None) -> ForkReport:
     """Make a directory an independent hub with the memory of another as of then; see `Hub.fork`."""
     check_apart(path, database.parent)
     _check_free(path)
@@ -94,7 +94,8 @@ def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = No
         with reading_only(database) as connection:
             copy_database(connection, database, stage.database)
         with _rewriting(stage, now) as tx:
-            origin = tx.connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "hub_id"))
+            of_origin = sa.select(schema.meta.c.value).where(schema.meta.c.key == "hub_id")
+            origin: str = tx.connection.execute(of_origin).scalar_one()
             seq = timetravel.seq_of(tx.connection, at)
             lost = timetravel.cut(tx, seq) if seq < tx.head.seq else []
             hub_id = new_hub_id()
@@ -104,8 +105,12 @@ def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = No
             tx.flush()
             for agent in reading.living_agents(tx.connection):
                 operations.end(tx, *agent, "crashed", actor="hub")
-    if lost:
-        logger.warning("%d episodes that were live at change %d were not kept and are not in the fork", len(lost), seq)
+            tenants, episodes = (
+                tx.connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+                for table in (schema.tenants, schema.episodes)
+            )
+    counts = {"tenants": tenants, "episodes": episodes, "lost": len(lost)}
+    return ForkReport(path=str(path.absolute()), hub_id=hub_id, origin=origin, seq=seq, **counts)
 
 
 # --- the place ----------------------------------------------------------------------------------------------------
@@ -162,6 +167,10 @@ def _staged(path: Path) -> Iterator[tuple[Directory, Directory]]:
             stage.close()
         _install(stage.database, directory)
         done = True
+    except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
+        if isinstance(error, FedlabError):
+            raise
+        raise HubUnavailable(f"the hub in {path} could not be written: {getattr(error, 'orig', error)}") from error
     finally:
         shutil.rmtree(directory.path / STAGE, ignore_errors=True)
         directory.close()

@@ -10,6 +10,7 @@ from fedlab.episode import check_name
 from fedlab.errors import HubUnavailable, InvalidRequest
 from fedlab.hub import forgetting, operations
 from fedlab.hub.core import HubCore
+from fedlab.hub.directory import write_meta
 from fedlab.hub.preview import preview
 from fedlab.hub.values import RetentionPreview, RetentionReport
 from fedlab.retention import RetentionPolicy
@@ -88,7 +89,20 @@ class RetentionMethods(HubCore):
                 failed[each] = str(error)
                 del removed[each]
         self.purge_forgotten()
+        if tenant_id is None:
+            self._note_retained()
         return RetentionReport(removed=removed, failed=failed, seq=self._writer.head.seq)
+
+    @property
+    def retained_at(self) -> int | None:
+        """When the policies of all tenants were last applied, ms UTC; None if never."""
+        held = self._identity.get("retained_at")
+        return None if held is None else int(held)
+
+    def _note_retained(self) -> None:
+        now = str(self.clock.now())
+        self._writer.run(lambda tx: write_meta(tx.connection, retained_at=now))
+        self._identity["retained_at"] = now
 
     def _retain(self, tenant_id: str) -> int:
         policy = self.retention(tenant_id)

@@ -78,11 +78,18 @@ class Usage:
         self._ids = 0
         return [self._recalls.popleft() for _ in range(len(self._recalls))]
 
-    def drop(self, tenant_id: str) -> None:
-        """Forget the recalls of a tenant that is being erased: one that is made later under its name has none."""
+    def drop(self, tenant_id: str, *, whole: bool) -> None:
+        """Forget the recalls of a tenant that is being erased: one that is made later under its name has none.
+
+        Args:
+            tenant_id: Whose.
+            whole: If only a part of it is erased, the queries alone: whose each was is not known.
+        """
         for each in self.take():
             if each.tenant_id != tenant_id:
                 self.add(each)
+            elif not whole:
+                self.add(each._replace(query=None))
 
 
 def write(tx: Transaction, taken: Sequence[Recalled]) -> None:

@@ -346,6 +346,8 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
         agents: Lives removed from the registry.
         changes: Rows of the log that lost their content.
         pages: Of the database file that held bytes of moved or removed rows, overwritten.
+        already: Of the ids that were asked for, those that had been erased before.
+        unknown: Those that the tenant never had: mistyped, perhaps, and what was meant is still here.
     """
 
     id: str
@@ -366,10 +368,13 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
     agents: int
     changes: int
     pages: int
+    already: list[str] = []
+    unknown: list[str] = []
 
     def __str__(self) -> str:
         begun, done = _time(self.at), _time(self.done_at)
         agent = f", agent {self.agent_hash}" if self.agent_hash else ""
+        others = "".join(f"\n  {label}: {', '.join(ids)}" for label, ids in self._others())
         return f"""\
 erasure {self.id} of hub {self.hub_id}
   asked for by {self.actor}: {self.reason}
@@ -380,7 +385,7 @@ erasure {self.id} of hub {self.hub_id}
   files: {self.pages:,} pages of hub.db overwritten where nothing referred to them, write-ahead log emptied,
          index snapshot of the tenant, all cached embeddings and copies from before an upgrade deleted
   checked: no row of the log, of episodes, agents or kept contents in this scope is left
-  remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again"""
+  remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again{others}"""
 
     def _repr_html_(self) -> str:
         rows = [
@@ -392,8 +397,14 @@ erasure {self.id} of hub {self.hub_id}
             ("tenant, BLAKE2b-128", self.tenant_hash),
             *([("agent, BLAKE2b-128", self.agent_hash)] if self.agent_hash else []),
             *((label, getattr(self, name)) for name, label in _ERASED.items()),
+            *((label, ", ".join(ids)) for label, ids in self._others()),
         ]
         return table(f"Erasure {self.id} of hub {self.hub_id}", rows)
+
+    def _others(self) -> list[tuple[str, list[str]]]:
+        found = (("erased before", self.already), ("never here (spelled right?)", self.unknown))
+        # As Python writes them: an id may hold anything, and the evidence nothing that is not so.
+        return [(f"{label}, {len(ids):,} of the ids", [repr(uid) for uid in ids]) for label, ids in found if ids]
 
 
 class TransferReport(msgspec.Struct, frozen=True, kw_only=True):

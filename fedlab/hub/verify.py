@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from fedlab.errors import CorruptHub
 from fedlab.hub import attic
+from fedlab.hub.ledger import being_erased
 from fedlab.hub.log import MASK, REDACTED, chain_hash, episode_hash, erased_id, own_hash, unpack_vector, vector_hash
 from fedlab.hub.schema import agents, begin, changes, episode_sources, episodes, erasures, tenants, vectors
 from fedlab.hub.sketches import unit
@@ -154,7 +155,7 @@ def _episode_problems(
                 yield f"{name}: its text or numbers are damaged"
             elif wanted is not None and wanted != held:
                 yield f"{name}: it is not what the log says was stored"
-    for number in missing:
+    for number in sorted(missing.keys() - being_erased(connection)):
         yield f"episode number {number}: the log says it is here, and it is not"
 
 

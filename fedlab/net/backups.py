@@ -1,28 +1,36 @@
-"""A server's backups: the directory that they go to, one now and then, and the old ones out of the way."""
+"""A server's backups: the directory that they and forks go to, one now and then, and the old ones out of the way."""
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fedlab.clock import to_datetime
-from fedlab.errors import CorruptBackup, InvalidRequest
-from fedlab.hub.backups import check_apart, verify_backup
+from fedlab.errors import CorruptBackup, FedlabError, HubUnavailable, InvalidRequest
+from fedlab.hub.backups import check_apart, check_empty, verify_backup
 from fedlab.hub.manifest import MANIFEST, BackupManifest, read_manifest
+from fedlab.hub.parts import new_part, remove_dead
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import polars as pl
 
     from fedlab.hub import Hub
+    from fedlab.hub.manifest import ForkReport
 
 logger = logging.getLogger("fedlab.net")
 
 CHAIN = 24
 """Backups of a chain: a full one, and incremental ones over it."""
-SCHEDULED = "hub-"
-"""Begins the names of those that are made on schedule; only these are removed."""
+SCHEDULED = "hub-%Y%m%dT%H%M%S.%fZ"
+"""The names of those that are made on schedule; only these are removed."""
+_SCHEDULED = re.compile(r"hub-\d{8}T\d{6}\.\d{6}Z")
 
 
 class Backups:
@@ -46,15 +54,25 @@ class Backups:
         if keep < 1:
             raise InvalidRequest(f"backup_keep is 1 or more, not {keep}")
         self.keep = keep
+        remove_dead(self.directory)
         self.last_at = max((manifest.created_at for manifest in self._found().values()), default=None)
 
     def make(self, name: str, base: str | None = None) -> BackupManifest:
-        """Back the hub up under a name in the directory.
+        """Back the hub up under a name in the directory, where it stays until someone removes it.
 
         Raises:
-            InvalidRequest: If a name is no plain name, or as `Hub.backup`.
+            InvalidRequest: If a name is no plain name, or one of the scheduled, or as `Hub.backup`.
         """
-        manifest = self._hub.backup(self._place(name), base=None if base is None else self._place(base))
+        if _is_scheduled(Path(name)):
+            raise InvalidRequest(
+                f"{name} is what a scheduled backup is called, and those are removed: take another name"
+            )
+        return self._make(name, base)
+
+    def _make(self, name: str, base: str | None) -> BackupManifest:
+        place, on = self._place(name), None if base is None else self._place(base)
+        remove_dead(self.directory)
+        manifest = self._hub.backup(place, base=on)
         self.last_at = manifest.created_at
         return manifest
 
@@ -66,6 +84,27 @@ class Backups:
             CorruptBackup: Naming what is damaged or missing.
         """
         return verify_backup(self._place(name))
+
+    def fork(self, name: str, at: datetime | int | None = None) -> ForkReport:
+        """Make an independent hub under a name in the directory, as of now, a seq or a time.
+
+        Raises:
+            InvalidRequest: If the name is no plain name, or as `Hub.fork`.
+            HubUnavailable: If it can not be written; then nothing is left of it.
+        """
+        place = self._place(name)
+        check_empty(place)
+        remove_dead(self.directory)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with new_part(place) as part:
+                report = self._hub.write_fork(part / name, at=at)
+                (part / name).replace(place)
+        except OSError as error:
+            if isinstance(error, FedlabError):
+                raise
+            raise HubUnavailable(f"the fork {place} could not be written: {error}") from error
+        return msgspec.structs.replace(report, path=str(place))
 
     def frame(self) -> pl.DataFrame:
         """The backups of this hub that are there, the newest first; `base` is null for a full one."""
@@ -83,7 +122,7 @@ class Backups:
                 manifest.tenants,
                 sum(file.bytes for file in manifest.files.values()),
                 Path(manifest.bases[-1].path).name if manifest.bases else None,
-                path.name.startswith(SCHEDULED),
+                _is_scheduled(path),
             )
             for path, manifest in self._found().items()
         ]
@@ -98,19 +137,19 @@ class Backups:
         age = self.age()
         if self.interval is None or (age is not None and age < self.interval):
             return None
-        name = SCHEDULED + to_datetime(self._hub.clock.now()).strftime("%Y%m%dT%H%M%S.%fZ")
+        name = to_datetime(self._hub.clock.now()).strftime(SCHEDULED)
         found = self._found()
-        scheduled = sorted((path for path in found if path.name.startswith(SCHEDULED)), key=lambda path: path.name)
+        scheduled = sorted(filter(_is_scheduled, found), key=lambda path: path.name)
         last = scheduled[-1] if scheduled else None
         if last is not None and len(found[last].bases) + 1 >= CHAIN:
             last = None
         try:
-            manifest = self.make(name, None if last is None else last.name)
+            manifest = self._make(name, None if last is None else last.name)
         except (InvalidRequest, CorruptBackup) as error:
             if last is None:
                 raise
             logger.warning("a full backup is made, because the last one is no base for the next: %s", error.message)
-            manifest = self.make(name)
+            manifest = self._make(name, None)
         logger.info("backup %s: %s", self.directory / name, manifest)
         self._remove_old()
         return manifest
@@ -140,10 +179,20 @@ class Backups:
         for path, manifest in found.items():
             root = path if not manifest.bases else (path / manifest.bases[0].path).resolve()
             chains.setdefault(root, []).append(path)
-        ours = [root for root, paths in chains.items() if all(path.name.startswith(SCHEDULED) for path in paths)]
+        ours = [root for root, paths in chains.items() if all(map(_is_scheduled, paths))]
         for root in sorted(ours, key=lambda path: path.name, reverse=True)[self.keep :]:
             for path in sorted(chains[root], key=lambda path: len(found[path].bases), reverse=True):
-                shutil.rmtree(path)
+                _remove(path)
                 logger.info("removed the old backup %s", path)
-        for part in self.directory.glob(f".{SCHEDULED}*.part"):
-            shutil.rmtree(part)  # of a server that was killed
+
+
+def _remove(path: Path) -> None:
+    """The manifest last: what is left when this is killed is found, and removed, by the next."""
+    for each in path.iterdir():
+        if each.name != MANIFEST:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    shutil.rmtree(path)
+
+
+def _is_scheduled(path: Path) -> bool:
+    return _SCHEDULED.fullmatch(path.name) is not None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from fedlab.episode import Memory
-    from fedlab.hub.manifest import BackupManifest
+    from fedlab.hub.manifest import BackupManifest, ForkReport
     from fedlab.hub.values import (
         AgentRecord,
         Change,
@@ -293,6 +293,16 @@ class HubConnection(AggregateCalls):
             name: As for `backup`.
         """
         answer: BackupManifest = await self.call("verify_backup", protocol.BackupName(name=name))
+        return answer
+
+    async def fork(self, name: str, *, at: datetime | int | None = None) -> ForkReport:
+        """Make an independent hub with the memory as of then, on the server's disk; see `Hub.fork`.
+
+        Args:
+            name: In the directory that the server was given for backups; a server of its own opens it there.
+            at: A seq or a time (UTC); now if not given.
+        """
+        answer: ForkReport = await self.call("fork", protocol.Fork(name=name, at=at))
         return answer
 
     async def schedule(self) -> Schedule:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
-    from fedlab.hub.manifest import BackupManifest
+    from fedlab.hub.manifest import BackupManifest, ForkReport
     from fedlab.hub.values import Change
     from fedlab.net.backups import Backups
 
@@ -48,7 +48,7 @@ class LocalConnection(HubConnection):
         commits: Of the event loop; shared by the connections of a server.
         holders: Which connection carries which living agent; shared by the connections of a server, so that
             an agent who resumed elsewhere is not released by the connection it left.
-        backups: Where backups go, if the hub is a server's that has such a place.
+        backups: Where backups and forks go, if the hub is a server's that has such a place.
         schedule: Says what the hub's server does by itself.
     """
 
@@ -230,7 +230,10 @@ class LocalConnection(HubConnection):
     def _place(self) -> Backups:
         self._open()
         if self._backups is None:
-            raise InvalidRequest("this hub has no directory for backups: serve it with backup_dir, or use Hub.backup")
+            raise InvalidRequest(
+                "this hub has no directory for backups and forks: serve it with backup_dir (--backup-dir), or use"
+                " Hub.backup and Hub.fork where its directory is"
+            )
         return self._backups
 
     async def _backup(self, params: protocol.Backup) -> BackupManifest:
@@ -238,6 +241,9 @@ class LocalConnection(HubConnection):
 
     async def _verify_backup(self, params: protocol.BackupName) -> BackupManifest:
         return await asyncio.to_thread(self._place().verify, params.name)
+
+    async def _fork(self, params: protocol.Fork) -> ForkReport:
+        return await asyncio.to_thread(self._place().fork, params.name, params.at)
 
     async def _watch(self, params: protocol.Watch) -> list[Change]:
         loop = asyncio.get_running_loop()
@@ -273,4 +279,5 @@ _ANSWERS: dict[type[protocol.Params], Callable[[LocalConnection, Any], Coroutine
     protocol.Watch: LocalConnection._watch,
     protocol.Backup: LocalConnection._backup,
     protocol.BackupName: LocalConnection._verify_backup,
+    protocol.Fork: LocalConnection._fork,
 }

@@ -8,7 +8,7 @@ a chain of `watch` requests, so that it can neither overflow nor lose its place.
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from fedlab.episode import Episode, Memory, Vector, decode_vector, encode_vector
 from fedlab.errors import BY_CODE, FedlabError, InvalidEpisode, InvalidRequest
-from fedlab.hub.manifest import BackupManifest
+from fedlab.hub.manifest import BackupManifest, ForkReport
 from fedlab.hub.values import (
     Change,
     Delta,
@@ -153,15 +153,18 @@ class EraseEpisodes(EraseTenant, frozen=True, kw_only=True):  # noqa: D101
     ids: list[str]
 
 
-class Backup(Params, frozen=True, kw_only=True):
-    """Names in the server's directory for backups."""
+class BackupName(Params, frozen=True, kw_only=True):
+    """A name in the server's directory for backups."""
 
     name: Annotated[str, Meta(max_length=200)]
+
+
+class Backup(BackupName, frozen=True, kw_only=True):  # noqa: D101
     base: Annotated[str, Meta(max_length=200)] | None = None
 
 
-class BackupName(Params, frozen=True, kw_only=True):  # noqa: D101
-    name: Annotated[str, Meta(max_length=200)]
+class Fork(BackupName, frozen=True, kw_only=True):  # noqa: D101
+    at: Whole | datetime | None = None
 
 
 class Preview(ForTenant, frozen=True, kw_only=True):
@@ -293,6 +296,7 @@ METHODS: dict[str, Method] = {
     "backup": Method(Backup, BackupManifest, "admin", slow=True, whole_hub=True),
     "backups": Method(Params, Page, "admin", slow=True, whole_hub=True),
     "verify_backup": Method(BackupName, BackupManifest, "admin", slow=True, whole_hub=True),
+    "fork": Method(Fork, ForkReport, "admin", slow=True, whole_hub=True),
     "schedule": Method(Params, Schedule, "admin", whole_hub=True),
     "verify": Method(Params, VerifyReport, "admin", slow=True, whole_hub=True),
     "set_retention": Method(Policy, int, "admin", writes=True),

@@ -56,6 +56,8 @@ PURGE_INTERVAL = 600.0
 """Seconds between looks for forgotten episodes whose time in the attic is over."""
 BACKUP_LOOK = 30.0
 """Most seconds between looks whether a backup is due."""
+LONGEST = 100_000_000
+"""Seconds between what is done on schedule, three years."""
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
 
 
@@ -191,8 +193,12 @@ class HubServer:
             # Looked at often: one that failed is tried again soon.
             self._every(min(BACKUP_LOOK, self.backups.interval), self.backups.make_due)
         if self._retention_interval is not None:
-            self._retained(None)
-            self._every(self._retention_interval, self._apply_retention)
+            # As if it had run on: a server that is started again more often than this applies them, too.
+            left = self._retention_interval
+            if self.hub.retained_at is not None:
+                left = min(max(left - (self.hub.clock.now() - self.hub.retained_at) / 1000, 0), left)
+            self._retained(None, left)
+            self._every(self._retention_interval, self._apply_retention, left)
 
     def schedule(self) -> Schedule:
         """What this server does by itself, and when."""
@@ -213,12 +219,13 @@ class HubServer:
             self._retained(None)  # when it is tried again
             raise
 
-    def _retained(self, report: RetentionReport | None) -> None:
-        """Note what the last application of the policies did, and when the next one begins."""
+    def _retained(self, report: RetentionReport | None, left: float | None = None) -> None:
+        """Note what the last application of the policies did, and in how many seconds the next one begins."""
         interval, now = self._retention_interval, self.hub.clock.now()
         assert interval is not None
+        following = now + int((interval if left is None else left) * 1000)
         self._schedule = msgspec.structs.replace(
-            self._schedule, retention_interval=interval, retention_next_at=now + int(interval * 1000)
+            self._schedule, retention_interval=interval, retention_next_at=following
         )
         if report is not None:
             self._schedule = msgspec.structs.replace(self._schedule, retention_last_at=now, retention_last=report)
@@ -353,10 +360,12 @@ class HubServer:
             self._sessions.discard(session)
             self.metrics.connections -= 1
 
-    def _every(self, seconds: float, work: Callable[[], object]) -> None:
+    def _every(self, seconds: float, work: Callable[[], object], first: float | None = None) -> None:
         async def repeat() -> None:
+            left = seconds if first is None else first
             while not self.hub.closed:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(left)
+                left = seconds
                 try:
                     await asyncio.to_thread(work)
                 except Exception:
@@ -393,7 +402,8 @@ def serve(
         tls_cert: Certificate chain (PEM).
         tls_key: Its private key (PEM), if it is not in the same file.
         insecure: Listen on other than loopback addresses without TLS.
-        retention_interval: Seconds between two applications of the retention policies; never if None.
+        retention_interval: Seconds between two applications of the retention policies, also where the server was
+            started again since the last; never if None.
         backup_dir: Where backups go, those that an admin asks for over the wire too.
         backup_interval: Seconds between two backups; none on schedule if None.
         backup_keep: So many full backups are kept, each with the incremental ones over it.
@@ -403,12 +413,11 @@ def serve(
     Raises:
         InvalidRequest: If tokens would travel a network in clear text, or the certificate can not be read.
     """
-    if retention_interval is not None and not retention_interval > 0:
-        raise InvalidRequest(f"retention_interval is a positive number of seconds, not {retention_interval}")
-    if backup_interval is not None and (not backup_interval > 0 or backup_dir is None):
-        raise InvalidRequest(
-            f"backup_interval is a positive number of seconds, and needs backup_dir; not {backup_interval}"
-        )
+    for name, interval in {"retention_interval": retention_interval, "backup_interval": backup_interval}.items():
+        if interval is not None and not 0 < interval <= LONGEST:
+            raise InvalidRequest(f"{name} is a number of seconds above 0, up to {LONGEST:,}, not {interval}")
+    if backup_interval is not None and backup_dir is None:
+        raise InvalidRequest("backup_interval needs backup_dir: where are the backups to go?")
     tls = None
     if tls_cert is not None:
         try:

@@ -79,6 +79,7 @@ class SyncConnection:
     backup = _blocking(HubConnection.backup)
     backups = _blocking(HubConnection.backups)
     verify_backup = _blocking(HubConnection.verify_backup)
+    fork = _blocking(HubConnection.fork)
     schedule = _blocking(HubConnection.schedule)
     verify = _blocking(HubConnection.verify)
     set_retention = _blocking(HubConnection.set_retention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FEW = 2_000
 """Episodes whose vectors `Distinct` compares without sketches."""
+MOST = sys.float_info.max
+"""What a policy's number may be, also a whole one."""
 TOGETHER = 512
 """Episodes of small tasks that it compares at once."""
 
@@ -184,7 +186,9 @@ class Decay(RetentionPolicy, frozen=True):
         """Those below the floor."""
         ids, rewards, created_at = rows.columns(episodes.c.reward, episodes.c.created_at)
         age = np.maximum(rows.now - created_at, 0) / DAY
-        worth = rewards * np.exp2(-age / self.half_life) + _uses(rows, ids)
+        with np.errstate(over="ignore"):  # of the shortest half-life nothing is left, and that is right
+            weight = np.exp2(-age / self.half_life)
+        worth = rewards * weight + _uses(rows, ids)
         return np.asarray(ids[worth < self.floor])
 
     def __str__(self) -> str:
@@ -320,7 +324,7 @@ def _uses(rows: Rows, ids: Ids) -> npt.NDArray[np.float64]:
 
 
 def _finite(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MOST <= value <= MOST:
         raise InvalidRequest(f"{what} must be a finite number, not {value!r:.40}")
     return value
 

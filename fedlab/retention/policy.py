@@ -237,7 +237,7 @@ def _class(name: object) -> type[RetentionPolicy]:
     if not isinstance(name, str) or name not in known:
         raise InvalidRequest(
             f"there is no retention policy {name!r:.60} here: there are {', '.join(sorted(known))};"
-            " a policy of your own has to be imported first"
+            " a policy of your own has to be imported first (`fedlab hub --import MODULE`)"
         )
     return known[name]
 

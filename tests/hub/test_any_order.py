@@ -67,7 +67,9 @@ class AnyOrder(RuleBasedStateMachine):
         )
         self.model = Model(self.hub.info().hub_id, self.keeps)
         self.model.follow(self.hub)
-        self.put([(tenant, AGENTS[0], "a", 1, 0, None, 0) for tenant in TENANTS])
+        self.put([(tenant, AGENTS[n % 2], "ab"[n % 2], n / 6, n % 3, None, n) for tenant in TENANTS for n in range(6)])
+        for tenant in TENANTS:
+            self.hold_or_release(tenant, 0.5, 0, released=False)
 
     def opened(self, path: Path, **options: Any) -> Hub:
         return Hub(path, self.clock, durability="off", **options)
@@ -151,9 +153,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def some(self, tenant: str, share: float, seed: int) -> list[Key]:
         keys = self.model.of(tenant)
-        return Random(seed).sample(keys, round(share * len(keys)))
+        # At least one: of steps that do nothing there are enough.
+        return Random(seed).sample(keys, min(len(keys), max(1, round(share * len(keys)))))
 
-    @rule(tenant=tenants, share=st.floats(0, 0.5), seed=choices, released=st.booleans())
+    @rule(tenant=tenants, share=st.floats(0, 0.5), seed=choices, released=st.sampled_from([False, False, True]))
     def hold_or_release(self, tenant: str, share: float, seed: int, *, released: bool) -> None:
         if not self.known(tenant):
             return
@@ -304,6 +307,29 @@ class AnyOrder(RuleBasedStateMachine):
                 return
         self.hub.backup(path, base=base)
         self.backups.append((path, self.model.copy()))
+
+    @precondition(lambda self: self.keeps)
+    @rule(seed=choices, again=st.booleans(), dies=st.booleans(), at=st.none() | choices, elsewhere=st.booleans())
+    def purge_between_a_backup_and_the_next(
+        self, seed: int, at: int | None, *, again: bool, dies: bool, elsewhere: bool
+    ) -> None:
+        """The log does not tell of it, and what is built on the first must not bring it back."""
+        self.put([(tenant, AGENTS[0], "a", 0.7, 0, None, way) for tenant in TENANTS for way in range(4)])
+        for tenant in TENANTS:
+            self.forget(tenant, 0.3, seed)
+        self.backup(None)
+        base = len(self.backups) - 1
+        self.wait(40)
+        self.forget(TENANTS[0], 0.3, seed)  # this stays a while
+        if again:
+            self.backup(base)
+            base += 1
+        self.wait(8)
+        self.purge()
+        if dies:
+            self.kill()
+        self.backup(base)
+        self.restore(-1, at, by_time=False, elsewhere=elsewhere)
 
     @precondition(lambda self: any(model.hub_id == self.model.hub_id for _, model in self.backups))
     @rule(pick=choices, at=st.none() | choices, by_time=st.booleans(), elsewhere=st.booleans())

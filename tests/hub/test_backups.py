@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +20,7 @@ from fedlab import CorruptBackup, Episode, Hub, HubUnavailable, IncompatibleHub,
 from fedlab.hub import backups
 from fedlab.hub.backups import verify_backup
 from fedlab.hub.manifest import read_manifest
+from fedlab.hub.parts import remove_dead
 
 EMBEDDER = "hashing-16"
 
@@ -110,6 +114,13 @@ def test_what_is_written_during_a_backup_does_not_wait_for_it(hub, tmp_path, epi
     assert stored == [manifest.seq + 1]
     monkeypatch.setattr(backups, "_describe", describe)
     assert verify_backup(tmp_path / "full").seq == manifest.seq
+
+
+def test_a_backup_is_nobody_elses_to_read_unless_its_directory_was(hub, tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    for name, mode in (("new", 0o700), ("open", 0o755)):
+        hub.backup(tmp_path / "place" / ".." / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
 
 
 def test_the_key_goes_along_with_its_mode(hub, tmp_path):
@@ -275,6 +286,30 @@ def test_a_copy_of_a_hub_inside_of_its_own_directory_is_refused(hub, tmp_path):
     assert sorted(hub.path.rglob("*")) == before
 
 
+def test_a_disk_that_is_full_is_said_and_nothing_is_left(hub, tmp_path, monkeypatch):
+    hub.backup(tmp_path / "backup")
+    hub.close()
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_arguments, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    for owner, what in ((shutil, "copyfile"), (backups.rawcopy, "copy"), (os, "fsync")):
+        with monkeypatch.context() as patch, Hub(tmp_path / "hub") as opened:
+            patch.setattr(owner, what, full)
+            calls = {
+                "copyfile": [lambda: Hub.restore(tmp_path / "backup", tmp_path / "new"),
+                             lambda: verify_backup(tmp_path / "backup")],
+                "copy": [lambda: opened.fork(tmp_path / "new"), lambda: opened.backup(tmp_path / "new")],
+                "fsync": [lambda: Hub.restore(tmp_path / "backup", tmp_path / "new"),
+                          lambda: opened.fork(tmp_path / "new"), lambda: opened.backup(tmp_path / "new")],
+            }[what]  # fmt: skip
+            for call in calls:
+                with pytest.raises(HubUnavailable, match="No space left"):
+                    call()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_backup_that_fails_leaves_nothing(hub, tmp_path, monkeypatch):
     fsync = os.fsync
 
@@ -287,6 +322,83 @@ def test_a_backup_that_fails_leaves_nothing(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     assert [each.name for each in tmp_path.iterdir()] == ["hub"]
     hub.backup(tmp_path / "backup")
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from fedlab.hub import backups, parts
+
+def fatal(*_args, **_keywords):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+source, place, step, *base = sys.argv[1:]
+owner = Path if hasattr(Path, step) else parts if hasattr(parts, step) else backups
+setattr(owner, step, fatal)
+backups.write_backup(Path(source), Path(place), 1, *map(Path, base))
+"""
+
+
+@pytest.mark.parametrize("step", ["_lock", "copy_database", "_write_news", "_write_rest", "replace"])
+def test_what_a_killed_backup_left_goes_with_the_next_one_there(hub, tmp_path, step, episode):
+    base = []
+    if step == "_write_news":
+        hub.backup(tmp_path / "base")
+        base = [tmp_path / "base"]
+    place = tmp_path / "o[r]d.d*"
+    command = [sys.executable, "-c", KILL, hub.path / "hub.db", place, step, *base]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = tmp_path.glob(".*.part")
+    assert left.name.startswith(".o[r]d.d*.")
+    for other in ("o", "o[r]d", "o[r]d.d"):
+        hub.backup(tmp_path / other)
+        assert left.exists()
+    hub.put(episode(99))
+    assert hub.backup(place).seq == hub.info().seq
+    assert not list(tmp_path.glob(".*"))
+    verify_backup(place)
+
+
+def test_a_backup_that_was_killed_after_its_last_step_is_whole(hub, tmp_path):
+    command = [sys.executable, "-c", KILL, hub.path / "hub.db", tmp_path / "backup", "unlink"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    remove_dead(tmp_path)
+    manifest = verify_backup(tmp_path / "backup")
+    hub.backup(tmp_path / "more", base=tmp_path / "backup")
+    with Hub.restore(tmp_path / "backup", tmp_path / "restored") as restored:
+        assert restored.stats().episodes == manifest.episodes
+
+
+SLOW = """
+import sys
+from pathlib import Path
+from fedlab.hub import backups
+
+real = backups._write_rest
+
+def slow(*args):
+    print("copied", flush=True)
+    sys.stdin.readline()
+    real(*args)
+
+backups._write_rest = slow
+backups.write_backup(Path(sys.argv[1]), Path(sys.argv[2]), 1)
+"""
+
+
+def test_a_backup_that_another_process_is_writing_is_left_alone(hub, tmp_path):
+    command = [sys.executable, "-c", SLOW, hub.path / "hub.db", tmp_path / "backup"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "copied\n"
+        hub.backup(tmp_path / "backup")  # it was quicker
+        remove_dead(tmp_path)
+        assert len(list(tmp_path.glob(".backup.*.part/hub.db"))) == 1
+        shutil.rmtree(tmp_path / "backup")
+        other.communicate("go on\n")
+    assert other.returncode == 0
+    verify_backup(tmp_path / "backup")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_backups_that_were_moved_together_still_belong_together(hub, tmp_path, episode):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+import signal
+import stat
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -220,6 +225,24 @@ def outcome(hub: Hub, path: Path) -> str:
     return "same"
 
 
+@form
+def test_of_a_long_file_that_is_damaged_near_its_end_nothing_is_stored(hub, other, episode, vector, tmp_path, form):
+    hub.put([episode(n, vector=vector(n)) for n in range(1_200)])
+    path = tmp_path / f"x.{form}"
+    hub.export_tenant("acme", path)
+    whole, late = path.read_bytes(), []
+    for share in range(60, 100, 3):
+        data = bytearray(whole)
+        data[len(data) * share // 100] ^= 1
+        path.write_bytes(data)
+        try:  # a bit of what Parquet does not read does no harm
+            other.import_tenant(path, f"try-{share}")
+        except InvalidRequest as damage:
+            late += re.findall(r"episode 1,(\d+) of 1,200", str(damage))
+            assert f"try-{share}" not in other.tenants()["tenant_id"]
+    assert late  # the episodes before them had been read, in batches of 500
+
+
 def test_a_missing_line_is_missed_and_an_edited_one_found(exported, tmp_path, hub):
     lines = exported["jsonl"].read_bytes().splitlines(keepends=True)
     path = tmp_path / "x.jsonl"
@@ -271,6 +294,33 @@ def test_an_export_that_fails_leaves_the_file_before_it_and_no_other(hub, episod
         hub.export_tenant("acme", path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == [path.name]
+    assert not list(tmp_path.glob(".*"))
+
+
+KILL = """
+import os, signal, sys
+from fedlab import Hub
+
+with Hub(sys.argv[1]) as hub:
+    os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+    hub.export_tenant("acme", sys.argv[2])
+"""
+
+
+@form
+def test_what_a_killed_export_left_goes_with_the_next_one_there(tmp_path, episode, form):
+    with Hub(tmp_path / "hub", embedder="hashing-16") as hub:
+        hub.put([episode(n) for n in range(150)])
+    path = tmp_path / f"x.{form}"
+    done = subprocess.run([sys.executable, "-c", KILL, hub.path, path], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = tmp_path.glob(".*")
+    assert stat.S_IMODE(left.stat().st_mode) == 0o700
+    with Hub(tmp_path / "hub") as hub:
+        hub.export_tenant("acme", tmp_path / f"y.{form}")
+        assert left.exists()
+        assert hub.export_tenant("acme", path).episodes == 150
+    assert not list(tmp_path.glob(".*"))
 
 
 @form

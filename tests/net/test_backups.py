@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -12,8 +16,11 @@ from typing import Any
 import pytest
 
 import fedlab
-from fedlab import Episode, Hub, HubUnavailable, InvalidRequest, PermissionDenied, SimulatedClock
+from fedlab import Episode, FedlabError, Hub, HubUnavailable, InvalidRequest, PermissionDenied, SimulatedClock
+from fedlab.clock import to_datetime
+from fedlab.hub import rawcopy
 from fedlab.hub.backups import verify_backup
+from fedlab.hub.parts import LOCK, new_part
 from fedlab.net import backups
 from fedlab.net.backups import Backups
 
@@ -58,6 +65,60 @@ async def test_an_admin_backs_up_over_the_wire_by_name(hub: Hub, tmp_path: Path,
                         await connection.backup("another", base=name)
     assert names(tmp_path / "backups") == ["full-0", "full-1", "more-0", "more-1"]
     assert names(tmp_path) == ["backups", "hub", "runtime"]
+
+
+async def test_an_admin_forks_over_the_wire_by_name(hub: Hub, tmp_path: Path, episode: Make):
+    place = tmp_path / "backups"
+    hub.put([episode(n, id=f"x{n}") for n in range(6)])
+    seq, then = hub.info().seq, to_datetime(hub.clock.now())
+    hub.spawn_agent("acme", "a", lifetime=60)
+    while to_datetime(hub.clock.now()) == then:
+        pass
+    hub.forget("acme", ["x0", "x1"], reason="why")
+    hub.erase_episodes("acme", ["x2"], reason="asked to")
+    async with fedlab.serve(hub, port=0, backup_dir=place) as server:
+        for json in (False, True):
+            async with fedlab.connect(server.url, json=json) as connection:
+                for name, at, live, lost in (("now", None, 3, 0), ("seq", seq, 3, 2), ("time", then, 3, 2)):
+                    made = await connection.fork(f"{name}-{json}", at=at)
+                    assert (made.episodes, made.tenants, made.lost) == (live, 1, lost)
+                    assert (made.origin, made.path) == (hub.info().hub_id, str(place / f"{name}-{json}"))
+                    assert at is None or made.seq in (seq, seq + 1)
+                    assert ("not kept" in str(made)) == bool(lost)
+                    with Hub(made.path) as fork:
+                        assert fork.info().hub_id == made.hub_id != made.origin
+                        assert set(fork.episodes()["id"]) == {"x3", "x4", "x5"}
+                        assert fork.stats().agents_alive == 0
+                        assert fork.verify().ok
+                before = names(place)
+                for name in (
+                    "now-False",
+                    "",
+                    ".",
+                    "..",
+                    "../x",
+                    "a/b",
+                    "/etc/x",
+                    ".hidden",
+                    "a\\b",
+                    "nul\0",
+                    "x" * 250,
+                ):
+                    with pytest.raises(FedlabError):
+                        await connection.fork(name)
+                for at in (0, -1, 1 << 40, 1 << 70, True, 1.5, "soon", datetime(1970, 1, 1), datetime(1, 1, 1)):
+                    with pytest.raises(InvalidRequest):
+                        await connection.fork("another", at=at)  # type: ignore[arg-type]
+                assert names(place) == before
+                # A fork is no backup, and none is written over it.
+                assert (await connection.backups()).is_empty()
+                with pytest.raises(InvalidRequest, match="taken"):
+                    await connection.backup("now-False")
+    with (
+        fedlab.connect_sync(hub) as embedded,
+        pytest.raises(InvalidRequest, match="no directory for backups and forks"),
+    ):
+        embedded.fork("fork")
 
 
 async def test_backups_asked_for_while_32_sockets_push_verify_and_hold_all_that_was_acknowledged_before(
@@ -165,12 +226,14 @@ async def test_only_an_admin_of_the_whole_hub_may(hub: Hub, server: Any, token: 
     hub.put(episode(1))
     for tenant, role in (("acme", "observer"), ("acme", "agent"), ("acme", "admin")):
         async with fedlab.connect(server.url, token(tenant, role)) as connection:
-            with pytest.raises(PermissionDenied):
-                await connection.backup("backup")
+            for call in (connection.backup("backup"), connection.fork("fork")):
+                with pytest.raises(PermissionDenied):
+                    await call
     for target in (server.url, hub):
         async with fedlab.connect(target) as connection:
-            with pytest.raises(InvalidRequest, match="no directory for backups"):
-                await connection.backup("backup")
+            for call in (connection.backup("backup"), connection.fork("fork")):
+                with pytest.raises(InvalidRequest, match="no directory for backups"):
+                    await call
 
 
 def test_scheduled_backups_are_chains_of_which_the_newest_are_kept(
@@ -214,13 +277,108 @@ def test_what_is_no_scheduled_backup_of_this_hub_is_never_removed(
     (place / "hub-letters" / "letter").write_text("text")
     (place / "hub-damaged").mkdir()
     (place / "hub-damaged" / "manifest.json").write_text("{}")
-    (place / ".hub-20250101.abcd.part").mkdir()
+    schedule.make("hub-before-the-move")
+    with pytest.raises(InvalidRequest, match="another name"):
+        schedule.make("hub-20260101T000000.000000Z")
     before = set(names(place))
     for _ in range(4):
         clock.advance(hours=1)
         schedule.make_due()
-    assert before - set(names(place)) == {".hub-20250101.abcd.part"}
+    assert before <= set(names(place))
     assert len(set(names(place)) - before) == 1
+
+
+def test_what_a_killed_server_left_of_a_backup_is_removed_and_nothing_else(
+    timed: Hub, clock: SimulatedClock, tmp_path: Path
+):
+    place = tmp_path / "backups"
+    dead = {".hub-20250101T000000.000000Z.0123abcd.part": True, ".by-hand.0123abcd.part": True}
+    kept = {".by-hand.0123abcd.part": False, ".letters.part": True, "by-hand.0123abcd.part": True}
+
+    def leave(left: dict[str, bool], folder: Path) -> None:
+        for name, locked in left.items():
+            (folder / name).mkdir(parents=True)
+            (folder / name / "hub.db").write_text("text")
+            if locked:
+                (folder / name / LOCK).touch()
+
+    leave(dead, place)
+    schedule = Backups(timed, place, HOUR, keep=1)
+    assert names(place) == []
+    leave(kept, place)
+    (place / ".empty.0123abcd.part").mkdir()
+    (place / ".link.0123abcd.part").symlink_to(place / ".letters.part")
+    with new_part(place / "alive") as alive:
+        schedule.make_due()
+        left = {".link.0123abcd.part", alive.name, *kept}
+        assert left < set(names(place))
+        assert len(names(place)) == len(left) + 1
+        assert all((place / name / "hub.db").exists() for name in kept)
+
+
+KILL = """
+import os, signal, sys
+from fedlab import Hub
+from fedlab.hub import restoring
+from fedlab.net.backups import Backups
+
+real = restoring.copy_database
+
+def fatal(*arguments):
+    real(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+restoring.copy_database = fatal
+with Hub(sys.argv[1]) as hub:
+    Backups(hub, sys.argv[2], None, 1).fork("fork")
+"""
+
+
+def test_what_a_killed_server_left_of_a_fork_is_removed(timed: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = tmp_path / "backups"
+    timed.close()
+    done = subprocess.run([sys.executable, "-c", KILL, timed.path, place], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(place.glob(".fork.*.part/fork/*/hub.db"))
+    with Hub(timed.path) as hub:
+        schedule = Backups(hub, place, None, 1)
+        assert names(place) == []
+
+        def full(*_arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch, pytest.raises(HubUnavailable, match="No space"):
+            patch.setattr(rawcopy, "copy", full)
+            schedule.fork("fork")
+        assert names(place) == []
+        assert schedule.fork("fork").path == str(place / "fork")
+
+
+def test_a_rotation_that_was_killed_is_finished_by_the_next(
+    timed: Hub, clock: SimulatedClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backups, "CHAIN", 1)
+    place = tmp_path / "backups"
+    schedule = Backups(timed, place, HOUR, keep=1)
+    schedule.make_due()
+
+    for owner, what, name in ((Path, "unlink", "hub.db"), (shutil, "rmtree", "hub-")):
+        real = getattr(owner, what)
+
+        def killed(path: Path, real: Any = real, name: str = name, **keywords: Any) -> None:
+            if path.name.startswith(name):
+                raise KeyboardInterrupt
+            real(path, **keywords)
+
+        clock.advance(hours=1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, what, killed)
+            schedule.make_due()
+        assert len(names(place)) == 2
+        clock.advance(hours=1)
+        schedule.make_due()
+        assert len(names(place)) == 1
+        verify_backup(place / names(place)[0])
 
 
 def test_after_a_restore_to_an_older_state_the_next_one_is_full(

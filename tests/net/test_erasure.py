@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import fedlab
-from fedlab import Hub, IdConflict, InvalidRequest, PermissionDenied, UnknownTenant
+from fedlab import Hub, IdConflict, InvalidRequest, PermissionDenied, UnknownEpisode, UnknownTenant
 from fedlab.net import HubConnection, HubServer
 from tests.net.conftest import until
 
@@ -18,13 +18,16 @@ async def test_tenants_agents_and_episodes_are_erased_with_evidence(connection: 
     await connection.put(episode(0, tenant_id="other"))
     report = await connection.erase_episodes("acme", ["x1", "none"], reason="one")
     assert (report.scope, report.episodes, report.reason, report.hub_id) == ("episodes", 1, "one", hub.info().hub_id)
+    assert (report.already, report.unknown) == ([], ["none"])
+    report = await connection.erase_episodes("acme", ["x1"], reason="one")
+    assert (report.episodes, report.already, report.unknown) == (0, ["x1"], [])
     report = await connection.erase_agent("acme", "a1", reason="two")
     assert (report.scope, report.episodes, report.vectors) == ("agent", 2, 2)
     report = await connection.erase_tenant("acme", reason="three")
     assert (report.scope, report.episodes) == ("tenant", 3)
     ledger = await connection.erasures()
     assert ledger.equals(hub.erasures())
-    assert ledger["scope"].to_list() == ["episodes", "agent", "tenant"]
+    assert ledger["scope"].to_list() == ["episodes", "episodes", "agent", "tenant"]
     assert "acme" not in str(ledger.rows())
     with pytest.raises(UnknownTenant, match="erased"):
         await connection.recall("acme", "x")
@@ -32,6 +35,9 @@ async def test_tenants_agents_and_episodes_are_erased_with_evidence(connection: 
         await connection.erase_tenant("acme", reason="three")
     with pytest.raises(InvalidRequest):
         await connection.erase_episodes("other", "x0", reason="r")
+    with pytest.raises(UnknownEpisode) as unknown:
+        await connection.erase_episodes("other", ["x0", "x1"], reason="r")
+    assert unknown.value.details["ids"] == ["x0", "x1"]
     with pytest.raises(IdConflict) as conflict:
         await connection.put(episode(1, id="x1"))
     assert conflict.value.details["erased"]

@@ -224,6 +224,44 @@ async def test_retention_runs_on_its_schedule(hub: Hub, episode: Make):
         await until(lambda: hub.stats("acme").episodes == 5)
 
 
+async def test_a_server_removes_what_was_kept_long_enough_also_where_no_policy_is_applied(
+    tmp_path: Path, episode: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("fedlab.net.server.PURGE_INTERVAL", 0.02)
+    clock = fedlab.SimulatedClock(datetime.datetime(2026, 1, 1))
+    with Hub(tmp_path / "lab", clock, "hashing", keep_forgotten=3600) as hub:
+        hub.put([episode(n, id=f"x{n}") for n in range(4)])
+        hub.forget("acme", ["x0", "x1"], reason="why")
+        async with fedlab.serve(hub, port=0):
+            clock.advance(minutes=50)
+            hub.forget("acme", ["x2"], reason="why")
+            assert hub.stats().kept == 3
+            clock.advance(minutes=10)
+            await until(lambda: hub.stats().kept == 1)
+
+
+async def test_a_server_that_is_started_often_applies_the_policies_as_often_as_one_that_runs_on(
+    tmp_path: Path, episode: Make
+):
+    clock = fedlab.SimulatedClock(datetime.datetime(2026, 1, 1))
+    with Hub(tmp_path / "lab", clock, "hashing") as hub:
+        hub.set_retention("acme", fedlab.MinReward(0.5))
+        hub.apply_retention()
+        hub.put([episode(n) for n in range(10)])
+    for minutes, left in ((0, 3600), (40, 1200), (20, 0)):
+        clock.advance(minutes=minutes)
+        with Hub(tmp_path / "lab", clock) as hub:
+            async with fedlab.serve(hub, port=0, retention_interval=3600) as server:
+                assert server.schedule().retention_next_at == clock.now() + left * 1000
+                if left:
+                    assert hub.stats("acme").episodes == 10
+                else:
+                    await until(lambda: hub.stats("acme").episodes == 5)  # called in this turn alone
+    for wrong in (0, -1, float("nan"), float("inf"), 1e12):
+        with pytest.raises(InvalidRequest, match="retention_interval"):
+            fedlab.serve(tmp_path / "lab", retention_interval=wrong)
+
+
 async def test_a_hub_that_was_given_stays_open_and_one_that_was_opened_is_closed(hub: Hub, tmp_path: Path):
     async with fedlab.serve(hub, port=0):
         pass
