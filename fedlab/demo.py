@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from fedlab._words import counted
 from fedlab.agent import EphemeralAgent
 from fedlab.clock import SimulatedClock, to_datetime
 from fedlab.episode import embedding_text
@@ -107,7 +108,7 @@ class DemoReport(NamedTuple):
         )
         return (
             f"The hub was killed {times} (SIGKILL) and was away for {self.away:.1f} s. It acknowledged"
-            f" {self.acknowledged:,} episodes: {fate}. Its own check: {self.verified}."
+            f" {counted(self.acknowledged, 'episode')}: {fate}. Its own check: {self.verified}."
         )
 
     def __str__(self) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -186,15 +189,69 @@ def test_an_operating_system_that_refuses_is_a_sentence_too(run: Run):
     assert "/proc/lab" in result.err
 
 
-def test_a_failed_start_does_not_keep_the_next_one_from_working(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_embedder_that_does_not_exist_is_asked_for_once_named_with_the_choices_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it is looked for on the internet for a minute
-    failed = run("hub", "--data", tmp_path / "lab", "--embedder", "no/such-model")
-    assert failed.code == 1
-    assert "fedlab: the embedder 'no/such-model' could not be loaded" in failed.err
-    with HubProcess(tmp_path / "lab", embedder="hashing"):
-        assert run("stats", tmp_path / "lab").code == 0
+    # Whoever is asked hangs up, as on a machine without a network; the libraries would ask for more than a minute.
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        asked: list[bytes] = []
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with nobody.accept()[0] as client:
+                        asked.append(client.recv(4096))
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "models"))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        with command("hub", "--data", tmp_path / "lab", "--port", 0, "--embedder", "nonsense") as hub:
+            out, err = hub.communicate(timeout=120)
+        nobody.shutdown(socket.SHUT_RDWR)
+    assert (hub.returncode, out, sum(b"nonsense" in each for each in asked)) == (1, "", 1)
+    assert err.startswith("fedlab: the embedder 'nonsense' could not be loaded: it is not on this machine, and http")
+    assert "It must be 'minilm', 'hashing', 'hashing-N'" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "lab").exists()
+
+
+def test_a_path_that_leads_to_no_embedder_says_so(run: Run, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none", "./none", tmp_path / "file"):
+        failed = run("hub", "--data", tmp_path / "lab", "--embedder", path)
+        assert (failed.code, f"{str(path)!r} could not be loaded: there is no such directory" in failed.err) == (
+            1,
+            True,
+        )
+
+
+def test_ctrl_c_before_the_commands_are_there_is_no_stack_trace(tmp_path: Path):
+    """Half of the imports are done then."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport nonsense\n")
+    here = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tmp_path), str(here)])
+    for script in (["-m", "fedlab", "demo"], [str(here / "hub_server.py"), "--data", str(tmp_path / "lab")]):
+        ended = subprocess.run(
+            [sys.executable, *script],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_one_thing_is_no_plural(run: Run, tmp_path: Path, episode: Make):
+    with Hub(tmp_path / "lab", embedder="hashing") as hub:
+        hub.put(episode())
+        assert repr(hub).endswith("1 episode of 1 tenant, 0 agents alive)")
+    assert "\n1 episode (0 forgotten), 1 tenant, 0 agents lived, 0 alive\n" in run("stats", tmp_path / "lab").out
+    assert run("verify", tmp_path / "lab").out == "1 episode and 3 changes agree\n"
+    assert "1 episode of 1 tenant, " in run("backup", tmp_path / "lab", tmp_path / "backup").out
+    assert run("retention", tmp_path / "lab", "acme", "--set", "MaxAge(1)").out.startswith(
+        "acme: keep what is at most 1 day old"
+    )
 
 
 # --- reading a hub ---------------------------------------------------------------------------------------------
@@ -263,7 +320,9 @@ def test_verify_says_what_is_damaged_with_exit_code_3(run: Run, lab: Path):
     (lab / "hub.db").write_bytes(b"no database" * 1000)
     result = run("verify", lab)
     assert result.code == 3
-    assert "Put a backup in its place" in result.err
+    assert f"{lab / 'hub.db'} is damaged (file is not a database). Put a backup in its place" in result.err
+    assert "fedlab restore BACKUP" in result.err
+    assert result.err.count("damaged") == 1
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------
@@ -384,10 +443,10 @@ def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: 
         hub.put([episode(1, id="x1", agent_id="zed"), episode(2, id="x2"), episode(3, id="x3")])
     options = ("--reason", "r", "--yes")
     assert run("erase", running.data, "acme", "x2", *options, "--agent", "zed").code == 2
-    assert "1 episodes" in run("erase", running.data, "acme", *options, "--agent", "zed").out
+    assert "1 episode," in run("erase", running.data, "acme", *options, "--agent", "zed").out
     erased = run("erase", running.url, "acme", "x2", "x3", "x4", "x3", *options)
     assert "2 episodes" in erased.out
-    assert erased.err == "of 1 of the 3 ids nothing was here: are they spelled right?\n"
+    assert erased.err == "of 1 of the ids nothing was here: are they spelled right?\n"
     assert run("erase", running.url, "acme", "x2", *options).code == 1
     assert run("erasures", running.url).out.count("\n") == 2
 
@@ -461,7 +520,7 @@ def test_a_policy_is_previewed_set_shown_and_applied_from_the_shell(run: Run, la
 def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, running: HubProcess):
     with fedlab.connect_sync(running.url) as hub:
         first = hub.episodes("acme")["id"][0]
-    assert run("hold", running.url, "acme", first, "--reason", "exemplar").out.startswith("1 episodes are held")
+    assert run("hold", running.url, "acme", first, "--reason", "exemplar").out.startswith("1 episode held")
     assert run("hold", running.url, "acme", "--task", "task 2", "--min-reward", "0.1", "--reason", "r").out[0] == "1"
     lines = run("hold", running.data, "acme").out.splitlines()
     assert len(lines) == 2
@@ -469,7 +528,7 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert "(exemplar)" in lines[0]
     applied = run("retention", running.url, "acme", "--set", "MinReward(9)", "--apply")
     assert applied.out == "acme: 3 episodes forgotten\n"
-    assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
+    assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
     for chosen in ([first], ["--all"], ["--task", "task 2"]):
@@ -483,7 +542,7 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     )
     assert run("forget", running.url, "acme", first, "--reason", "r").code == 1  # held
     assert run("release", running.url, "acme", first, "--reason", "r").code == 0
-    assert run("forget", running.url, "acme", first, "--reason", "r").out == "1 episodes are forgotten\n"
+    assert run("forget", running.url, "acme", first, "--reason", "r").out == "1 episode forgotten\n"
     wrong = run("hold", running.url, "acme", "nobody", "--reason", "r")
     assert wrong.code == 1
     assert "'nobody'" in wrong.err

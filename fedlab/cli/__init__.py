@@ -34,3 +34,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (FedlabError, OSError) as error:
         typer.echo(f"fedlab: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:  # between the commands that typer guards
+        sys.exit(130)

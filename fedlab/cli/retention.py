@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedlab._words import counted
 from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, moment, open_hub
 from fedlab.errors import InvalidRequest
 
@@ -73,7 +74,7 @@ def forget(
 ) -> None:
     """Remove episodes; the log keeps their ids and why. What must be in no file any more takes `fedlab erase`."""
     with open_hub(hub, token) as connection:
-        typer.echo(f"{connection.forget(tenant, ids, reason=reason):,} episodes are forgotten")
+        typer.echo(f"{counted(connection.forget(tenant, ids, reason=reason), 'episode')} forgotten")
 
 
 @app.command()
@@ -109,7 +110,7 @@ def hold(
                 since=0 if everything else moment(since, "--since"),
                 until=moment(until, "--until"),
             )
-            typer.echo(f"{new:,} episodes are held now that were not before")
+            typer.echo(f"{counted(new, 'episode')} held now and not before")
             return
         for row in connection.holds(tenant).to_dicts():
             typer.echo(
@@ -145,4 +146,4 @@ def release(
             since=0 if everything else moment(since, "--since"),
             until=moment(until, "--until"),
         )
-    typer.echo(f"{released:,} episodes are released")
+    typer.echo(f"{counted(released, 'episode')} released")

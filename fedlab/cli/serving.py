@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fedlab._interrupts import ended_by_ctrl_c
+from fedlab._words import counted
 from fedlab.cli.shared import app
 from fedlab.errors import FedlabError, InvalidRequest
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from fedlab.hub import Hub
     from fedlab.net import Settings
+    from fedlab.net.server import HubServer
 
 logger = logging.getLogger("fedlab")
 
@@ -61,8 +64,11 @@ def hub_command(
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
     logger.setLevel(log_level.upper())
+    with ended_by_ctrl_c():
+        from fedlab.net import serve
+
     logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
-    served = _serve(
+    server = serve(
         data.resolve(),
         host,
         port,
@@ -78,7 +84,7 @@ def hub_command(
         settings=_settings(setting or []),
     )
     with asyncio.Runner(loop_factory=_event_loop()) as runner:
-        runner.run(served)
+        runner.run(_serve(server))
 
 
 def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -90,18 +96,16 @@ def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return None
 
 
-async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
+async def _serve(server: HubServer) -> None:
     from threadpoolctl import threadpool_limits
-
-    from fedlab.net import serve
 
     # A product of a matrix and a vector is too short to share: threads that wait for the next one in a busy loop
     # took more time than all the rest of a recall.
     threadpool_limits(1, user_api="blas")
-    async with serve(data, host, port, **options) as server:
-        info = server.hub.info()
+    async with server:
+        info, data = server.hub.info(), server.hub.path
         logger.info("hub %s at %s, data in %s, change %d", info.hub_id, server.url, data, info.seq)
-        logger.info("embedder %s, %d dimensions", info.embedder, info.dimension)
+        logger.info("embedder %s, %s", info.embedder, counted(info.dimension, "dimension"))
         # What is here now stays: looking through it again and again for garbage took a twelfth of the time of a push.
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
@@ -161,7 +165,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed gives the same rewards.")] = 0,
 ) -> None:
     """Run generations of agents on a real hub that is killed half-way, and show what memory did for them."""
-    from fedlab.demo import run_demo
+    with ended_by_ctrl_c():
+        from fedlab.demo import run_demo
 
     run_demo(output, generations=generations, seed=seed)
 

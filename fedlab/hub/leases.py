@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from fedlab._words import counted
 from fedlab.errors import QuotaExceeded
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Leases:
         alive = self._alive[tenant_id] + sum(key[0] == tenant_id and key not in self._until for key in granted)
         if alive >= self._most and (tenant_id, agent_id) not in self._until:
             raise QuotaExceeded(
-                f"tenant {tenant_id!r} has {alive:,} living agents, as many as"
+                f"tenant {tenant_id!r} has {counted(alive, 'living agent')}, as many as"
                 f" max_agents_per_tenant={self._most:,} allows"
             )
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 from websockets.asyncio.server import serve as listen
 
+from fedlab._words import counted
 from fedlab.errors import AuthenticationError, HubLocked, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
 from fedlab.hub.values import Schedule
@@ -269,7 +270,8 @@ class HubServer:
         await self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closing else f"{len(self._sessions)} connections" if self._listener else "not started"
+        state = counted(len(self._sessions), "connection") if self._listener else "not started"
+        state = "closed" if self.closing else state
         return f"HubServer({self.url!r}, {state})"
 
     # --- who may connect -----------------------------------------------------------------------------------
