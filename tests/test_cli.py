@@ -302,6 +302,34 @@ def test_tail_follows_what_is_committed_until_ctrl_c(running: HubProcess, episod
         assert tail.stderr.read() == ""
 
 
+def test_what_others_wrote_neither_ends_a_line_nor_commands_the_terminal(run: Run, tmp_path: Path, episode: Make):
+    with Hub(tmp_path / "lab", embedder="hashing") as hub:
+        hub.put(episode(0, task="t\n  9  forged\x1b[31m \N{SNOWMAN}"))
+        hub.hold("acme", hub.episodes("acme")["id"].to_list(), reason="r\n\x1b[2J \N{SNOWMAN}")
+    tail, held = run("tail", tmp_path / "lab", "--no-follow"), run("hold", tmp_path / "lab", "acme")
+    assert tail.out.count("\n") == 4
+    assert tail.out.endswith("(r\\n\\x1b[2J \N{SNOWMAN})\n")
+    assert (held.out.count("\n"), "  t\\n  9  forged\\x1b[31m \N{SNOWMAN}  " in held.out) == (1, True)
+    preview = run("retention", tmp_path / "lab", "acme", "--set", "MinReward(1)", "--preview").out
+    assert "\x1b" not in preview
+    narrow = [sys.executable, "-m", "fedlab", "hold", str(tmp_path / "lab"), "acme"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run(narrow, env=environment, capture_output=True, text=True, check=True)
+    assert "\\u2603" in shown.stdout, "an encoding that lacks a character is no stack trace"
+
+
+def test_a_hub_whose_model_is_still_loading_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sentence_transformers.py").write_text("import threading\nthreading.Event().wait()\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    with command("hub", "--data", tmp_path / "lab", "--port", 0) as hub:
+        assert hub.stderr is not None
+        assert "embedder" in [hub.stderr.readline(), hub.stderr.readline()][1]
+        hub.send_signal(signal.SIGTERM)
+        assert hub.wait(60) == 0
+        assert "the hub is closed" in hub.stderr.read()
+    assert not (tmp_path / "lab" / "hub.pid").exists()
+
+
 def test_a_reader_that_has_read_enough_is_no_stack_trace(lab: Path):
     with command("tail", lab, "--no-follow") as tail:
         assert tail.stdout is not None

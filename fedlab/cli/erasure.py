@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedlab._words import counted
+from fedlab._words import counted, one_line
 from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, open_hub
 from fedlab.errors import InvalidRequest
 
@@ -54,7 +54,7 @@ def erasures(hub: HubArgument, token: Token = None, as_json: AsJson = False) -> 
             continue
         at = datetime.fromtimestamp(row["at"] / 1000, UTC).isoformat(" ", "seconds")
         whose = row["tenant_hash"] + (f"/{row['agent_hash']}" if row["agent_hash"] else "")
-        by = f"  by {row['actor']} ({row['reason']})" if row["actor"] else ""
+        by = f"  by {row['actor']} ({one_line(row['reason'])})" if row["actor"] else ""
         counts = counted(row["episodes"], "episode"), counted(row["agents"], "life", "lives")
         what = ", ".join([*counts, counted(row["changes"], "change")]) + ("" if row["done_at"] else "  under way")
         typer.echo(f"{row['id']}  {at}  {row['scope']} {whose}  {what}{by}")

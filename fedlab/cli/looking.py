@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlab._words import counted
+from fedlab._words import counted, one_line
 from fedlab.cli.shared import LONG_PATIENCE, PATIENCE, AsJson, HubArgument, Tenant, Token, app, open_hub
 from fedlab.errors import CorruptHub
 
@@ -85,7 +85,7 @@ def _print_change(change: Change, *, as_json: bool) -> None:
         typer.echo(msgspec.json.encode(change))
         return
     at = datetime.fromtimestamp(change.at / 1000).astimezone().isoformat(" ", "milliseconds")
-    reason = f"  ({change.reason})" if change.reason else ""
+    reason = f"  ({one_line(change.reason)})" if change.reason else ""
     typer.echo(f"{change.seq:>8}  {at}  {change.tenant_id}  {change.kind}  {change.subject}  by {change.actor}{reason}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedlab._words import counted
+from fedlab._words import counted, one_line
 from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, moment, open_hub
 from fedlab.errors import InvalidRequest
 
@@ -113,11 +113,9 @@ def hold(
             typer.echo(f"{counted(new, 'episode')} held now and not before")
             return
         for row in connection.holds(tenant).to_dicts():
-            typer.echo(
-                msgspec.json.encode(row)
-                if as_json
-                else f"{row['id']}  {row['task']}  {row['reward']:g}  by {row['actor']}  ({row['reason']})"
-            )
+            task, reason = one_line(row["task"]), one_line(row["reason"])
+            line = f"{row['id']}  {task}  {row['reward']:g}  by {row['actor']}  ({reason})"
+            typer.echo(msgspec.json.encode(row) if as_json else line)
 
 
 @app.command()

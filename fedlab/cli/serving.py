@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -112,11 +114,15 @@ async def _serve(server: HubServer) -> None:
         # A thread that comes back from a commit waits for the interpreter's lock no longer than this.
         sys.setswitchinterval(0.0005)
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
-        warm = asyncio.create_task(asyncio.to_thread(warm_up, server.hub))
+        warming = threading.Thread(target=warm_up, args=(server.hub,), daemon=True)
+        warming.start()
         await server.until_signal()
         logger.info("shutting down: finishing what is under way")
-        await warm
     logger.info("the hub is closed; everything acknowledged is in %s", data)
+    if warming.is_alive():
+        # Nothing ends an import, and the interpreter must not end under it: nobody waits for either.
+        logging.shutdown()
+        os._exit(0)
 
 
 def warm_up(hub: Hub) -> None:

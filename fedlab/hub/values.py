@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from fedlab._html import table
-from fedlab._words import counted
+from fedlab._words import counted, one_line
 from fedlab.clock import to_datetime
 from fedlab.episode import FromHub
 
@@ -269,7 +269,7 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
             "what stays, by reward": self.kept_by_reward,
         }
         return [
-            (name, ", ".join(f"{each} {count:,}" for each, count in counts.items()))
+            (name, ", ".join(f"{one_line(each)} {count:,}" for each, count in counts.items()))
             for name, counts in groups.items()
             if counts
         ]
@@ -389,7 +389,7 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
         held = f"{counted(self.holds, 'hold')}, {counted(self.agents, 'life', 'lives')} of agents"
         return f"""\
 erasure {self.id} of hub {self.hub_id}
-  asked for by {self.actor}: {self.reason}
+  asked for by {self.actor}: {one_line(self.reason)}
   begun {begun}, completed {done}
   scope: {self.scope}; tenant {self.tenant_hash}{agent} (BLAKE2b-128 of the names)
   removed: {removed},

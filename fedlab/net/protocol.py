@@ -470,6 +470,9 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 
 def _invalid(method: str, error: msgspec.ValidationError) -> InvalidRequest:
     message = f"{method}: {_clean(str(error)):.500}"
+    if "unknown field" in message:
+        fields = (Episode if "$.episodes[" in message else METHODS[method].params).__struct_fields__
+        message += f"; the fields are {', '.join(fields) or 'none'}"
     cause = error.__cause__
     if isinstance(cause, InvalidRequest):
         return type(cause)(message, **cause.details)

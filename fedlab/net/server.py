@@ -57,6 +57,8 @@ PURGE_INTERVAL = 600.0
 """Seconds between looks for forgotten episodes whose time in the attic is over."""
 BACKUP_LOOK = 30.0
 """Most seconds between looks whether a backup is due."""
+TOKEN_PROTOCOL = "fedlab.token."  # noqa: S105 - what stands before one
+"""Before the token, in the list of subprotocols of a client that can not set `Authorization`."""
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
 
 
@@ -311,6 +313,11 @@ class HubServer:
     def _identify(self, request: Request) -> Identity:
         given = request.headers.get_all("Authorization")
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if not given:
+            # A page in a browser can set no header but this one.
+            offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")
+            tokens = [each.strip() for each in offered if each.strip().startswith(TOKEN_PROTOCOL)]
+            scheme, token = "bearer", tokens[0].removeprefix(TOKEN_PROTOCOL) if len(tokens) == 1 else ""
         if scheme.lower() != "bearer" or not token.strip():
             raise AuthenticationError(
                 "a token is needed, as `Authorization: Bearer …`; `fedlab token --data DIR --tenant T --role R`"

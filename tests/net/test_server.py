@@ -28,6 +28,7 @@ import fedlab
 from fedlab import Episode, FedlabError, Hashing, Hub, HubLocked, HubUnavailable, InvalidRequest
 from fedlab.net import HubServer, Settings
 from fedlab.net.discovery import find
+from fedlab.net.server import TOKEN_PROTOCOL
 
 from .conftest import until
 
@@ -103,6 +104,26 @@ async def test_an_origin_that_the_operator_allows_may_connect(hub: Hub):
     async with fedlab.serve(hub, port=0, settings=Settings(origins=("https://lab.example",))) as server:
         assert (await get(server, "/health", Origin="https://lab.example"))[0] == 200
         assert (await get(server, "/health", Origin="https://lab.example.evil"))[0] == 403
+
+
+async def test_a_page_of_an_allowed_origin_brings_its_token_as_a_subprotocol(hub: Hub, token: Any):
+    """It can set no header."""
+    good = TOKEN_PROTOCOL + token("acme", "observer")
+    async with fedlab.serve(hub, port=0, settings=Settings(origins=("https://lab.example",))) as server:
+
+        def page(*protocols: str, origin: Any = "https://lab.example") -> Any:
+            return dial(server.url, origin=origin, subprotocols=list(protocols), proxy=None)  # type: ignore[arg-type]
+
+        async with page("fedlab.v1.json", good) as socket:
+            assert socket.subprotocol == "fedlab.v1.json"
+            await socket.send('{"id": 1, "method": "info"}')
+            result = json.loads(await socket.recv())["result"]
+            assert (result["role"], result["tenant_id"]) == ("observer", "acme")
+        for protocols in (["fedlab.v1.json"], ["fedlab.v1.json", good[:-3] + "AAA"], ["fedlab.v1.json", good, good]):
+            with pytest.raises(InvalidStatus, match="401"):
+                await page(*protocols)
+        with pytest.raises(InvalidStatus, match="403"):
+            await page("fedlab.v1.json", good, origin="https://evil.example")
 
 
 async def test_connections_over_the_limit_are_refused(hub: Hub):

@@ -92,7 +92,9 @@ async def test_an_agent_writes_as_itself_only(server: HubServer, token: Any, epi
             with pytest.raises(PermissionDenied):
                 await call
         assert hub.info().seq == before
-        await connection.spawn_agent("acme", "me", lifetime=9)
+        life = await connection.begin_life("acme", "me", lifetime=9)
+        assert life.hub == await connection.info(), "who spawns is told what it may do, and no more"
+        assert (life.hub.role, life.hub.tenant_id) == ("agent", "acme")
         await connection.sync_agent("acme", "me", [episode(55, agent_id="me")], after=0, ending="destroyed")
         await connection.put(episode(56, agent_id="me"))
 
