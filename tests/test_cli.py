@@ -406,6 +406,37 @@ def test_a_limit_is_set_from_the_shell(tmp_path: Path):
             fedlab.connect_sync(process.url, retry_for=0)
 
 
+def test_every_option_of_a_hub_reaches_it(tmp_path: Path, episode: Make, certificate: tuple[Path, Path]):
+    cert, key = certificate
+    options = {
+        "--host": "127.0.0.1",
+        "--tls-cert": cert,
+        "--tls-key": key,
+        "--retention-interval": 1234,
+        "--backup-dir": tmp_path / "backups",
+        "--backup-interval": 4321,
+        "--backup-keep": 3,
+        "--keep-forgotten": 2,
+        "--log-level": "warning",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    process = HubProcess(tmp_path / "lab", options=words, tls_ca=cert)
+    with process, fedlab.connect_sync(process.url, tls_ca=cert) as hub:
+        schedule = hub.schedule()
+        assert (schedule.retention_interval, schedule.backup_interval, schedule.backup_keep) == (1234, 4321, 3)
+        assert schedule.backup_directory == str(tmp_path / "backups")
+        assert hub.info().embedder == "hashing-384"
+        hub.put(episode())
+        hub.forget("acme", hub.episodes()["id"].to_list(), reason="r")
+        assert hub.stats().kept == 1
+        stats = [sys.executable, "-m", "fedlab", "stats", str(tmp_path / "lab")]
+        environment = {**os.environ, "SSL_CERT_FILE": str(cert)}
+        assert "(1 forgotten, 1 of them kept)" in subprocess.check_output(stats, env=environment, text=True)
+        distrusted = subprocess.run(stats, capture_output=True, text=True, check=False)
+        assert (distrusted.returncode, "$SSL_CERT_FILE" in distrusted.stderr) == (1, True)
+    assert process.log.read_text() == "", "neither started nor ended, as far as warnings go"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_hub_shuts_down_cleanly_and_says_what_it_did(tmp_path: Path, episode: Make, number: signal.Signals):
     data = tmp_path / "lab"

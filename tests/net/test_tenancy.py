@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 
 import fedlab
 from fedlab import AuthenticationError, Episode, Hub, MinReward, PermissionDenied, UnknownTenant
 from fedlab.net import HubServer
+from fedlab.net.protocol import MSGPACK, Request
+from fedlab.net.session import EXPIRED
+
+from .conftest import dialled
 
 Make = Callable[..., Episode]
 
@@ -146,6 +152,27 @@ async def test_a_token_of_another_hub_is_refused(server: HubServer, token: Any):
             with pytest.raises(AuthenticationError):
                 async with fedlab.connect(elsewhere.url, token("acme", "agent")):
                     pass
+
+
+async def test_a_connection_that_only_listens_ends_with_its_token_too(server: HubServer, token: Any):
+    async with dialled(server, token("acme", "observer", expires_in=1), "fedlab.v1.msgpack") as raw:
+        await raw.send(MSGPACK.encode(Request(1, "watch", {"after": 10**6, "wait": 60.0})))
+        await raw.socket.wait_closed()
+        assert (raw.socket.close_code, raw.socket.close_reason) == (EXPIRED, "the token has expired")
+
+
+async def test_nothing_is_taken_with_a_token_that_has_just_expired(
+    server: HubServer, hub: Hub, token: Any, episode: Make
+):
+    before = hub.info().seq
+    async with dialled(server, token("acme", "agent"), "fedlab.v1.msgpack") as raw:
+        assert (await raw.ask("info", {}))["result"]
+        (session,) = server._sessions
+        session.identity = msgspec.structs.replace(session.identity, expires_at=time.time())  # its timer is late
+        await raw.send(MSGPACK.encode(Request(2, "put", {"episodes": [episode(70)]})))
+        await raw.socket.wait_closed()
+        assert raw.socket.close_code == EXPIRED
+    assert hub.info().seq == before
 
 
 async def test_a_token_that_expires_ends_the_connection(server: HubServer, token: Any):
