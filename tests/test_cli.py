@@ -117,6 +117,9 @@ def test_the_version_is_printed(run: Run):
         ["hub", "--data", "d", "--port", "http"],
         ["hub", "--data", "d", "--retention-interval", "-1"],
         ["hub", "--data", "d", "--log-level", "loud"],
+        ["hub", "--data", "d", "--keep-forgotten", "1e99"],
+        ["hub", "--data", "d", "--retention-interval", "inf"],
+        ["hub", "--data", "d", "--set", "lease=1e99"],
         ["hub", "--data", "d", "--set", "foo=1"],
         ["hub", "--data", "d", "--set", "page_rows"],
         ["hub", "--data", "d", "--set", "page_rows=many"],
@@ -126,10 +129,13 @@ def test_the_version_is_printed(run: Run):
         ["token", "--data", "d", "--role", "admin", "--expires", "0"],
         ["stats"],
         ["tail", "d", "--lines", "-1"],
+        ["tail", "d", "--lines", "99999999999999999999"],
         ["verify", "d", "e"],
         ["demo", "--generations", "1"],
+        ["demo", "--seed", "-1"],
         ["retention", "d", "acme", "--set", "MaxAge(ninety)"],
         ["retention", "d", "acme", "--preview", "--apply"],
+        ["retention", "d", "acme", "--preview", "--after", "1e99"],
         ["release", "d", "acme", "x1"],
     ],
     ids=" ".join,
@@ -601,7 +607,9 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     )
     assert run("forget", running.url, "acme", first, "--reason", "r").code == 1  # held
     assert run("release", running.url, "acme", first, "--reason", "r").code == 0
-    assert run("forget", running.url, "acme", first, "--reason", "r").out == "1 episode forgotten\n"
+    gone = run("forget", running.url, "acme", first, "mistyped", "--reason", "r")
+    assert (gone.code, gone.out) == (0, "1 episode forgotten\n")
+    assert "of 1 of the ids nothing was here" in gone.err
     wrong = run("hold", running.url, "acme", "nobody", "--reason", "r")
     assert wrong.code == 1
     assert "'nobody'" in wrong.err

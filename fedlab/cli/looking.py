@@ -50,7 +50,9 @@ def tail(
     hub: HubArgument,
     token: Token = None,
     tenant: Tenant = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many of the last changes first.")] = 10,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=1_000_000_000, help="So many of the last changes first.")
+    ] = 10,
     follow: Annotated[bool, typer.Option(help="Go on as changes are committed, until Ctrl-C.")] = True,
     as_json: AsJson = False,
 ) -> None:

@@ -34,7 +34,9 @@ def retention(
         ),
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Say what would go, and change nothing.")] = False,
-    after: Annotated[float, typer.Option(metavar="DAYS", min=0, help="With --preview: so many days from now.")] = 0,
+    after: Annotated[
+        float, typer.Option(metavar="DAYS", min=0, max=1_000_000, help="With --preview: so many days from now.")
+    ] = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Remove what the stored policy removes, now.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +76,10 @@ def forget(
 ) -> None:
     """Remove episodes; the log keeps their ids and why. What must be in no file any more takes `fedlab erase`."""
     with open_hub(hub, token) as connection:
-        typer.echo(f"{counted(connection.forget(tenant, ids, reason=reason), 'episode')} forgotten")
+        forgotten = connection.forget(tenant, ids, reason=reason)
+    typer.echo(f"{counted(forgotten, 'episode')} forgotten")
+    if nothing := len({*ids}) - forgotten:
+        typer.echo(f"of {nothing} of the ids nothing was here: are they spelled right?", err=True)
 
 
 @app.command()

@@ -43,16 +43,26 @@ def hub_command(
         typer.Option(help="MiniLM if not given; `hashing` needs no model; or a sentence-transformers name or path."),
     ] = None,
     retention_interval: Annotated[
-        float, typer.Option(min=0, help="Seconds between applications of the tenants' retention policies; 0 for never.")
+        float,
+        typer.Option(
+            min=0, max=1e9, help="Seconds between applications of the tenants' retention policies; 0 for never."
+        ),
     ] = 3600,
     backup_dir: Annotated[Path | None, typer.Option(help="Where backups go; none are made if not given.")] = None,
-    backup_interval: Annotated[float, typer.Option(min=0, help="Seconds between two backups; 0 for never.")] = 3600,
+    backup_interval: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Seconds between two backups; 0 for never.")
+    ] = 3600,
     backup_keep: Annotated[
         int, typer.Option(min=1, help="Keep so many full backups, each with the incremental ones over it.")
     ] = 7,
     keep_forgotten: Annotated[
         float | None,
-        typer.Option(metavar="DAYS", min=0, help="Keep what is forgotten, for time travel; as before if not given."),
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=1_000_000,
+            help="Keep what is forgotten, for time travel; as before if not given.",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -168,7 +178,7 @@ def demo(
         "demo-output"
     ),
     generations: Annotated[int, typer.Option(min=2, help="Generations of agents.")] = 10,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same rewards.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same rewards.")] = 0,
 ) -> None:
     """Run generations of agents on a real hub that is killed half-way, and show what memory did for them."""
     with ended_by_ctrl_c():

@@ -8,12 +8,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from fedlab._words import counted
-from fedlab.errors import QuotaExceeded
+from fedlab.errors import InvalidRequest, QuotaExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fedlab.clock import Clock
+
+LONGEST = 1e9
+"""Seconds."""
 
 
 class Leases:
@@ -27,6 +30,10 @@ class Leases:
     """
 
     def __init__(self, clock: Clock, seconds: float, most: int, alive: Iterable[tuple[str, str]]) -> None:
+        if not (isinstance(seconds, (int, float)) and 0 < seconds <= LONGEST):
+            raise InvalidRequest(f"lease is a positive number of seconds, up to 30 years, not {seconds!r:.40}")
+        if not (isinstance(most, int) and most > 0):
+            raise InvalidRequest(f"max_agents_per_tenant is a positive whole number, not {most!r:.40}")
         self._clock = clock
         self._milliseconds = round(seconds * 1000)
         self._most = most

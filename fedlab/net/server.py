@@ -23,6 +23,7 @@ from websockets.asyncio.server import serve as listen
 from fedlab._words import counted
 from fedlab.errors import AuthenticationError, HubLocked, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
+from fedlab.hub.leases import LONGEST
 from fedlab.hub.values import Schedule
 from fedlab.net.backups import Backups
 from fedlab.net.commits import Commits
@@ -412,12 +413,11 @@ def serve(
     Raises:
         InvalidRequest: If tokens would travel a network in clear text, or the certificate can not be read.
     """
-    if retention_interval is not None and not retention_interval > 0:
-        raise InvalidRequest(f"retention_interval is a positive number of seconds, not {retention_interval}")
-    if backup_interval is not None and (not backup_interval > 0 or backup_dir is None):
-        raise InvalidRequest(
-            f"backup_interval is a positive number of seconds, and needs backup_dir; not {backup_interval}"
-        )
+    for name, interval in (("retention_interval", retention_interval), ("backup_interval", backup_interval)):
+        if interval is not None and not 0 < interval <= LONGEST:
+            raise InvalidRequest(f"{name} is a positive number of seconds, up to 30 years, not {interval}")
+    if backup_interval is not None and backup_dir is None:
+        raise InvalidRequest("backup_interval needs backup_dir")
     tls = None
     if tls_cert is not None:
         try:

@@ -56,8 +56,8 @@ class Rows:
         return replace(self, where=(*self.where, *conditions(where)))
 
     def before(self, days: float) -> int:
-        """The time so many days ago, ms UTC."""
-        return self.now - round(days * DAY)
+        """The time so many days ago, ms UTC; the beginning of all times, if they are more than there were."""
+        return self.now - round(min(days * DAY, self.now))
 
     def ids(self, chosen: sa.ColumnElement[bool] | Ids | None = None) -> Ids:
         """The chosen of these rows, or all: by a condition on `episodes`, or by what already are ids."""

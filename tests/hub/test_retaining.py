@@ -625,3 +625,10 @@ def test_90_days_and_070_on_a_hub_of_100_000_while_others_push_and_recall(small)
     assert not any(met)
     assert not {memory.id for memory in hub.recall("acme", DIRECTIONS[1], 10_000)} & gone
     assert hub.verify().ok
+
+
+@pytest.mark.parametrize("days", [36_500, 1e12, 1e300])
+def test_more_days_than_there_were_keep_everything(hub, episode, days):
+    hub.put([episode(n) for n in range(3)])
+    hub.set_retention("acme", MaxAge(days))
+    assert (hub.preview_retention("acme").removed, hub.apply_retention("acme").removed) == (0, {"acme": 0})
