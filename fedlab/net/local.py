@@ -244,6 +244,13 @@ class LocalConnection(HubConnection):
         return await asyncio.to_thread(self._place().verify, params.name)
 
     async def _watch(self, params: protocol.Watch) -> list[Change]:
+        info = self._open().info()
+        if params.epoch not in (0, info.epoch):
+            raise InvalidRequest(
+                f"the hub was restored and is in epoch {info.epoch}, where its change {params.after} is not that of"
+                f" epoch {params.epoch}, if there is one (the last is {info.seq}): subscribe anew",
+                field="after",
+            )
         loop = asyncio.get_running_loop()
         committed = asyncio.Event()
 
