@@ -2,7 +2,7 @@
 
 import sys
 
-from fedlab.cli import main
+from fedlab.__main__ import main
 
 if __name__ == "__main__":
     main(["hub", *sys.argv[1:]])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from fedlab._words import counted
 from fedlab.agent import EphemeralAgent
 from fedlab.clock import SimulatedClock, to_datetime
 from fedlab.episode import embedding_text
@@ -107,7 +108,7 @@ class DemoReport(NamedTuple):
         )
         return (
             f"The hub was killed {times} (SIGKILL) and was away for {self.away:.1f} s. It acknowledged"
-            f" {self.acknowledged:,} episodes: {fate}. Its own check: {self.verified}."
+            f" {counted(self.acknowledged, 'episode')}: {fate}. Its own check: {self.verified}."
         )
 
     def __str__(self) -> str:
@@ -321,7 +322,7 @@ def run_demo(
         raise InvalidRequest(
             f"not {generations} generations of {agents} agents with {tasks} tasks: 2, 1 and 1 at least"
         )
-    folder = _fresh(Path(output).absolute())
+    folder = _ours(Path(output).absolute())
     with tqdm(total=generations * agents * len(TENANTS), unit="life", disable=not progress, leave=False) as bar:
         try:
             report = asyncio.run(
@@ -338,13 +339,15 @@ async def _run(
     folder: Path, embedder: str | None, bar: tqdm[None], *, generations: int, agents: int, tasks: int, seed: int
 ) -> DemoReport:
     began = time.monotonic()
+    hub = HubProcess(folder / "hub", folder / "hub.log", embedder)
+    demo = Demo(hub, generations=generations, agents=agents, tasks=tasks, seed=seed, bar=bar)
+    _empty(folder)  # not before it is certain that there will be another
     task = asyncio.current_task()
     assert task is not None
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     bar.set_postfix_str("the hub starts and loads its model")
-    async with HubProcess(folder / "hub", folder / "hub.log", embedder) as hub:
-        demo = Demo(hub, generations=generations, agents=agents, tasks=tasks, seed=seed, bar=bar)
+    async with hub:
         await demo.run()
         async with connect(hub.url, timeout=120) as connection:
             return await _look(connection, demo, folder, began)
@@ -392,23 +395,26 @@ async def _look(connection: HubConnection, demo: Demo, folder: Path, began: floa
     return report
 
 
-def _fresh(folder: Path) -> Path:
-    """An empty folder; one that an earlier demo made is emptied.
+def _ours(folder: Path) -> Path:
+    """The folder, if it is empty or not there yet, or an earlier demo's.
 
     Raises:
         InvalidRequest: If there is something else.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidRequest(f"{folder} is no folder: give another --output")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise InvalidRequest(f"{folder} holds something that no demo has made: give another --output")
-        for name in ("hub", "hub.log", "demo.html"):
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise InvalidRequest(f"{folder} holds something that no demo has made: give another --output")
+    return folder
+
+
+def _empty(folder: Path) -> None:
+    """Make the folder, and remove from it what an earlier demo has left."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
-    return folder
+    for name in ("hub", "hub.log", "demo.html"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

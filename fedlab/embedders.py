@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 import threading
 import warnings
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
     Vectors = npt.NDArray[np.float32]
     Half = npt.NDArray[np.float16]
+
+
+PATIENCE = 5.0
+"""Seconds to wait for who knows whether there is a model of a name."""
 
 
 @runtime_checkable
@@ -116,17 +121,68 @@ def _load(source: str, *, local: bool) -> Any:
     """The model, loaded once per process."""
     with _model_lock:
         if source not in _models:
-            with _quiet_transformers():
-                from sentence_transformers import SentenceTransformer
-
-                try:
-                    _models[source] = SentenceTransformer(source, device="cpu", local_files_only=local)
-                except Exception as error:
-                    raise InvalidRequest(
-                        f"the embedder {source!r:.200} could not be loaded: {error}. It must be 'minilm',"
-                        " 'hashing', 'hashing-N', or the name or directory of a sentence-transformers model"
-                    ) from error
+            try:
+                _models[source] = _opened(source, local=local)
+            except Exception as error:
+                raise InvalidRequest(
+                    f"the embedder {source!r:.200} could not be loaded: {str(error).rstrip('.')}. It must be 'minilm',"
+                    " 'hashing', 'hashing-N', or the name or directory of a sentence-transformers model"
+                ) from error
         return _models[source]
+
+
+def _opened(source: str, *, local: bool) -> Any:
+    if not local and (source.count("/") > 1 or source.startswith((".", "/", "~")) or Path(source).exists()):
+        raise LookupError("there is no such directory")
+    # One that was downloaded before asks nobody: the same name stands for the same vectors, also offline.
+    here = local or _is_cached(source)
+    if not here:
+        _check_offered(source)
+    with _quiet_transformers():
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            return SentenceTransformer(source, device="cpu", local_files_only=here)
+        except OSError:
+            if local or not here:
+                raise
+        _check_offered(source)  # its download was interrupted
+        return SentenceTransformer(source, device="cpu")
+
+
+def _names(name: str) -> list[str]:
+    """As sentence-transformers reads a name: one without an owner is first of all its own."""
+    return [name] if "/" in name else [f"sentence-transformers/{name}", name]
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    cache = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    return any(isinstance(try_to_load_from_cache(each, "config.json", cache), str) for each in _names(name))
+
+
+def _check_offered(name: str) -> None:
+    """Ask once whether a model can be downloaded.
+
+    Whoever loads it would ask for each of its files, six times over: more than a minute where nobody answers.
+
+    Raises:
+        LookupError: If not.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for each in _names(name):
+        try:
+            HfApi().model_info(each, timeout=PATIENCE)
+        except RepositoryNotFoundError:
+            continue
+        except Exception as error:
+            what = f"it is not on this machine, and {constants.ENDPOINT} can not be asked"
+            raise LookupError(f"{what}: {error}") from error
+        return
+    raise LookupError(f"it is neither on this machine nor at {constants.ENDPOINT}")
 
 
 @contextlib.contextmanager
@@ -216,7 +272,7 @@ def get_embedder(spec: Embedder | str | None = None) -> Embedder:
         plain = spec.strip()
         if plain.lower().removeprefix("sentence-transformers/") in {"minilm", "all-minilm-l6-v2"}:
             return MiniLM()
-        if found := re.fullmatch(r"hashing(?:-(\d{1,9}))?", plain):
+        if found := re.fullmatch(r"hashing(?:-(\d{1,9}))?", plain.lower()):
             return Hashing(int(found[1] or 384))
         if plain:
             return SentenceTransformerEmbedder(plain)

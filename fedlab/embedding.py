@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fedlab._words import counted
 from fedlab.embedders import (
     Embedder,
     Hashing,
@@ -285,7 +286,7 @@ class EmbeddingService:
         except FedlabError as error:
             return {}, dict.fromkeys(texts, error)
         except Exception as error:
-            log.exception("the embedder %r failed on a batch of %d texts", self.embedder.name, len(texts))
+            log.exception("the embedder %r failed on a batch of %s", self.embedder.name, counted(len(texts), "text"))
             wrapped = FedlabError(f"the embedder {self.embedder.name!r} failed: {error!r:.500}")
             wrapped.__cause__ = error
             return {}, dict.fromkeys(texts, wrapped)

@@ -132,7 +132,9 @@ def to_vector(values: Sequence[float] | npt.NDArray[Any] | bytes, dimension: int
     return vector
 
 
-class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults=True, gc=False):
+class Episode(
+    msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults=True, gc=False, forbid_unknown_fields=True
+):
     """One attempt at a task: what was asked, what was answered, how well it went.
 
     Args:
@@ -229,10 +231,12 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, eq=False, omit_defaults
         return hash((self.tenant_id, self.id))
 
 
-class StoredEpisode(Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True, gc=False):
+class StoredEpisode(
+    Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True, gc=False, forbid_unknown_fields=False
+):
     """An episode as a hub gives it: it was checked when it was stored, and is not checked again.
 
-    What is made of one with other values is checked when it is put into a hub.
+    What is made of one with other values is checked when it is put into a hub. A newer hub may give more fields.
     """
 
     def __post_init__(self) -> None:

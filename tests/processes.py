@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -29,12 +30,16 @@ class HubProcess:
         data: The hub's directory.
         embedder: `hashing` needs no model.
         options: More of the command line.
+        tls_ca: Its certificate, if it has one.
     """
 
-    def __init__(self, data: Path, embedder: str = "hashing", options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, data: Path, embedder: str = "hashing", options: Sequence[str] = (), tls_ca: Path | None = None
+    ) -> None:
         self.data = data
         self.port = free_port()
-        self.url = f"ws://127.0.0.1:{self.port}"
+        self.url = f"ws{'s' if tls_ca else ''}://127.0.0.1:{self.port}"
+        self._tls = ssl.create_default_context(cafile=tls_ca) if tls_ca else None
         self.log = data.with_name(data.name + ".log")
         self._options = ["--embedder", embedder, *options]
         self._process: subprocess.Popen[bytes] | None = None
@@ -45,9 +50,10 @@ class HubProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log, cwd=self.data.parent)
         deadline = time.monotonic() + 60
+        health = self.url.replace("ws", "http", 1) + "/health"
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+                with urllib.request.urlopen(health, timeout=5, context=self._tls) as answer:
                     answer.read()
                     return
             except OSError:

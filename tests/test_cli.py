@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +117,9 @@ def test_the_version_is_printed(run: Run):
         ["hub", "--data", "d", "--port", "http"],
         ["hub", "--data", "d", "--retention-interval", "-1"],
         ["hub", "--data", "d", "--log-level", "loud"],
+        ["hub", "--data", "d", "--keep-forgotten", "1e99"],
+        ["hub", "--data", "d", "--retention-interval", "inf"],
+        ["hub", "--data", "d", "--set", "lease=1e99"],
         ["hub", "--data", "d", "--set", "foo=1"],
         ["hub", "--data", "d", "--set", "page_rows"],
         ["hub", "--data", "d", "--set", "page_rows=many"],
@@ -123,10 +129,13 @@ def test_the_version_is_printed(run: Run):
         ["token", "--data", "d", "--role", "admin", "--expires", "0"],
         ["stats"],
         ["tail", "d", "--lines", "-1"],
+        ["tail", "d", "--lines", "99999999999999999999"],
         ["verify", "d", "e"],
         ["demo", "--generations", "1"],
+        ["demo", "--seed", "-1"],
         ["retention", "d", "acme", "--set", "MaxAge(ninety)"],
         ["retention", "d", "acme", "--preview", "--apply"],
+        ["retention", "d", "acme", "--preview", "--after", "1e99"],
         ["release", "d", "acme", "x1"],
     ],
     ids=" ".join,
@@ -186,15 +195,69 @@ def test_an_operating_system_that_refuses_is_a_sentence_too(run: Run):
     assert "/proc/lab" in result.err
 
 
-def test_a_failed_start_does_not_keep_the_next_one_from_working(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_embedder_that_does_not_exist_is_asked_for_once_named_with_the_choices_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it is looked for on the internet for a minute
-    failed = run("hub", "--data", tmp_path / "lab", "--embedder", "no/such-model")
-    assert failed.code == 1
-    assert "fedlab: the embedder 'no/such-model' could not be loaded" in failed.err
-    with HubProcess(tmp_path / "lab", embedder="hashing"):
-        assert run("stats", tmp_path / "lab").code == 0
+    # Whoever is asked hangs up, as on a machine without a network; the libraries would ask for more than a minute.
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        asked: list[bytes] = []
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with nobody.accept()[0] as client:
+                        asked.append(client.recv(4096))
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "models"))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        with command("hub", "--data", tmp_path / "lab", "--port", 0, "--embedder", "nonsense") as hub:
+            out, err = hub.communicate(timeout=120)
+        nobody.shutdown(socket.SHUT_RDWR)
+    assert (hub.returncode, out, sum(b"nonsense" in each for each in asked)) == (1, "", 1)
+    assert err.startswith("fedlab: the embedder 'nonsense' could not be loaded: it is not on this machine, and http")
+    assert "It must be 'minilm', 'hashing', 'hashing-N'" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "lab").exists()
+
+
+def test_a_path_that_leads_to_no_embedder_says_so(run: Run, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none", "./none", tmp_path / "file"):
+        failed = run("hub", "--data", tmp_path / "lab", "--embedder", path)
+        assert (failed.code, f"{str(path)!r} could not be loaded: there is no such directory" in failed.err) == (
+            1,
+            True,
+        )
+
+
+def test_ctrl_c_before_the_commands_are_there_is_no_stack_trace(tmp_path: Path):
+    """Half of the imports are done then."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport nonsense\n")
+    here = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tmp_path), str(here)])
+    for script in (["-m", "fedlab", "demo"], [str(here / "hub_server.py"), "--data", str(tmp_path / "lab")]):
+        ended = subprocess.run(
+            [sys.executable, *script],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_one_thing_is_no_plural(run: Run, tmp_path: Path, episode: Make):
+    with Hub(tmp_path / "lab", embedder="hashing") as hub:
+        hub.put(episode())
+        assert repr(hub).endswith("1 episode of 1 tenant, 0 agents alive)")
+    assert "\n1 episode (0 forgotten), 1 tenant, 0 agents lived, 0 alive\n" in run("stats", tmp_path / "lab").out
+    assert run("verify", tmp_path / "lab").out == "1 episode and 3 changes agree\n"
+    assert "1 episode of 1 tenant, " in run("backup", tmp_path / "lab", tmp_path / "backup").out
+    assert run("retention", tmp_path / "lab", "acme", "--set", "MaxAge(1)").out.startswith(
+        "acme: keep what is at most 1 day old"
+    )
 
 
 # --- reading a hub ---------------------------------------------------------------------------------------------
@@ -245,6 +308,34 @@ def test_tail_follows_what_is_committed_until_ctrl_c(running: HubProcess, episod
         assert tail.stderr.read() == ""
 
 
+def test_what_others_wrote_neither_ends_a_line_nor_commands_the_terminal(run: Run, tmp_path: Path, episode: Make):
+    with Hub(tmp_path / "lab", embedder="hashing") as hub:
+        hub.put(episode(0, task="t\n  9  forged\x1b[31m \N{SNOWMAN}"))
+        hub.hold("acme", hub.episodes("acme")["id"].to_list(), reason="r\n\x1b[2J \N{SNOWMAN}")
+    tail, held = run("tail", tmp_path / "lab", "--no-follow"), run("hold", tmp_path / "lab", "acme")
+    assert tail.out.count("\n") == 4
+    assert tail.out.endswith("(r\\n\\x1b[2J \N{SNOWMAN})\n")
+    assert (held.out.count("\n"), "  t\\n  9  forged\\x1b[31m \N{SNOWMAN}  " in held.out) == (1, True)
+    preview = run("retention", tmp_path / "lab", "acme", "--set", "MinReward(1)", "--preview").out
+    assert "\x1b" not in preview
+    narrow = [sys.executable, "-m", "fedlab", "hold", str(tmp_path / "lab"), "acme"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    shown = subprocess.run(narrow, env=environment, capture_output=True, text=True, check=True)
+    assert "\\u2603" in shown.stdout, "an encoding that lacks a character is no stack trace"
+
+
+def test_a_hub_whose_model_is_still_loading_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sentence_transformers.py").write_text("import threading\nthreading.Event().wait()\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]))
+    with command("hub", "--data", tmp_path / "lab", "--port", 0) as hub:
+        assert hub.stderr is not None
+        assert "embedder" in [hub.stderr.readline(), hub.stderr.readline()][1]
+        hub.send_signal(signal.SIGTERM)
+        assert hub.wait(60) == 0
+        assert "the hub is closed" in hub.stderr.read()
+    assert not (tmp_path / "lab" / "hub.pid").exists()
+
+
 def test_a_reader_that_has_read_enough_is_no_stack_trace(lab: Path):
     with command("tail", lab, "--no-follow") as tail:
         assert tail.stdout is not None
@@ -263,7 +354,9 @@ def test_verify_says_what_is_damaged_with_exit_code_3(run: Run, lab: Path):
     (lab / "hub.db").write_bytes(b"no database" * 1000)
     result = run("verify", lab)
     assert result.code == 3
-    assert "Put a backup in its place" in result.err
+    assert f"{lab / 'hub.db'} is damaged (file is not a database). Put a backup in its place" in result.err
+    assert "fedlab restore BACKUP" in result.err
+    assert result.err.count("damaged") == 1
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------
@@ -317,6 +410,37 @@ def test_a_limit_is_set_from_the_shell(tmp_path: Path):
         refused.value.close()
         with fedlab.connect_sync(process.url), pytest.raises(fedlab.HubUnavailable, match="max_connections"):
             fedlab.connect_sync(process.url, retry_for=0)
+
+
+def test_every_option_of_a_hub_reaches_it(tmp_path: Path, episode: Make, certificate: tuple[Path, Path]):
+    cert, key = certificate
+    options = {
+        "--host": "127.0.0.1",
+        "--tls-cert": cert,
+        "--tls-key": key,
+        "--retention-interval": 1234,
+        "--backup-dir": tmp_path / "backups",
+        "--backup-interval": 4321,
+        "--backup-keep": 3,
+        "--keep-forgotten": 2,
+        "--log-level": "warning",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    process = HubProcess(tmp_path / "lab", options=words, tls_ca=cert)
+    with process, fedlab.connect_sync(process.url, tls_ca=cert) as hub:
+        schedule = hub.schedule()
+        assert (schedule.retention_interval, schedule.backup_interval, schedule.backup_keep) == (1234, 4321, 3)
+        assert schedule.backup_directory == str(tmp_path / "backups")
+        assert hub.info().embedder == "hashing-384"
+        hub.put(episode())
+        hub.forget("acme", hub.episodes()["id"].to_list(), reason="r")
+        assert hub.stats().kept == 1
+        stats = [sys.executable, "-m", "fedlab", "stats", str(tmp_path / "lab")]
+        environment = {**os.environ, "SSL_CERT_FILE": str(cert)}
+        assert "(1 forgotten, 1 of them kept)" in subprocess.check_output(stats, env=environment, text=True)
+        distrusted = subprocess.run(stats, capture_output=True, text=True, check=False)
+        assert (distrusted.returncode, "$SSL_CERT_FILE" in distrusted.stderr) == (1, True)
+    assert process.log.read_text() == "", "neither started nor ended, as far as warnings go"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
@@ -384,7 +508,7 @@ def test_an_agent_and_episodes_are_erased_from_a_running_hub(run: Run, running: 
         hub.put([episode(1, id="x1", agent_id="zed"), episode(2, id="x2"), episode(3, id="x3")])
     options = ("--reason", "r", "--yes")
     assert run("erase", running.data, "acme", "x2", *options, "--agent", "zed").code == 2
-    assert "1 episodes" in run("erase", running.data, "acme", *options, "--agent", "zed").out
+    assert "1 episode," in run("erase", running.data, "acme", *options, "--agent", "zed").out
     erased = run("erase", running.url, "acme", "x2", "x3", "x4", "x3", *options)
     assert "2 episodes" in erased.out
     assert erased.err == "never here: 'x4'; spelled right?\n"
@@ -413,7 +537,7 @@ def test_a_running_hub_is_backed_up_verified_restored_and_forked(running: HubPro
     assert "10 episodes" in run("restore", tmp_path / "first", tmp_path / "restored", "--overwrite").out
     assert "5 episodes" in run("fork", running.data, tmp_path / "now").out
     assert "0 episodes" in run("fork", running.data, tmp_path / "then", "--at", 1).out
-    assert "5 episodes that were live then were not kept" in run("fork", running.data, tmp_path / "x", "--at", seq).out
+    assert "5 episodes, live then and not kept since" in run("fork", running.data, tmp_path / "x", "--at", seq).out
     forked = run("fork", running.data, tmp_path / "kept", "--at", "2100-01-01T00:00+02:00")
     assert (forked.code, "5 episodes" in forked.out) == (0, True)
     assert "agree" in run("verify", tmp_path / "then").out
@@ -434,7 +558,7 @@ def test_a_hub_is_backed_up_by_its_url_where_its_server_has_a_place_for_it(lab: 
         assert [line.rpartition("episodes  ")[2] for line in listed] == ["on by-hand", "full"]
         forked = run("fork", process.url, "fork", "--at", 7)
         assert (forked.code, forked.err) == (0, "")
-        assert "5 episodes of 1 tenants, as of change 7" in forked.out
+        assert "5 episodes of 1 tenant, as of change 7" in forked.out
         assert "5 episodes" in run("stats", tmp_path / "backups" / "fork").out
         assert "plain name" in run("fork", process.url, "../elsewhere").err
         for wrong in ((), ("x", "--list"), ("x", "--verify", "x")):
@@ -523,7 +647,7 @@ def test_a_policy_of_ones_own_is_imported_where_it_is_applied_and_where_it_is_ty
 def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, running: HubProcess):
     with fedlab.connect_sync(running.url) as hub:
         first = hub.episodes("acme")["id"][0]
-    assert run("hold", running.url, "acme", first, "--reason", "exemplar").out.startswith("1 episodes are held")
+    assert run("hold", running.url, "acme", first, "--reason", "exemplar").out.startswith("1 episode held")
     assert run("hold", running.url, "acme", "--task", "task 2", "--min-reward", "0.1", "--reason", "r").out[0] == "1"
     lines = run("hold", running.data, "acme").out.splitlines()
     assert len(lines) == 2
@@ -531,7 +655,7 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     assert "(exemplar)" in lines[0]
     applied = run("retention", running.url, "acme", "--set", "MinReward(9)", "--apply")
     assert applied.out == "acme: 3 episodes forgotten\n"
-    assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes are released\n"
+    assert run("release", running.url, "acme", "--reason", "done", "--all").out == "2 episodes released\n"
     assert run("hold", running.url, "acme").out == ""
     assert run("hold", running.url, "acme", "--reason", "which?").code == 1
     for chosen in ([first], ["--all"], ["--task", "task 2"]):
@@ -545,7 +669,9 @@ def test_episodes_are_held_listed_and_released_in_a_running_hub(run: Run, runnin
     )
     assert run("forget", running.url, "acme", first, "--reason", "r").code == 1  # held
     assert run("release", running.url, "acme", first, "--reason", "r").code == 0
-    assert run("forget", running.url, "acme", first, "--reason", "r").out == "1 episodes are forgotten\n"
+    gone = run("forget", running.url, "acme", first, "mistyped", "--reason", "r")
+    assert (gone.code, gone.out) == (0, "1 episode forgotten\n")
+    assert "of 1 of the ids nothing was here" in gone.err
     wrong = run("hold", running.url, "acme", "nobody", "--reason", "r")
     assert wrong.code == 1
     assert "'nobody'" in wrong.err

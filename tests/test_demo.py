@@ -88,6 +88,9 @@ def test_an_earlier_demo_is_replaced_and_nothing_else_is(report, tmp_path):
     with pytest.raises(InvalidRequest, match="no demo has made"):
         run_demo(tmp_path, **SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+    with pytest.raises(InvalidRequest, match="the data has"):
+        run_demo(report.page.parent, **(SMALL | {"tasks": 1000}))
+    assert report.page.exists(), "it stays until it is certain that there will be another"
 
 
 @pytest.mark.parametrize("numbers", [{"generations": 1}, {"agents": 0}, {"tasks": 0}, {"tasks": 1000}])

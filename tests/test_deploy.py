@@ -7,11 +7,23 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from tests.processes import HubProcess
 
-DOCKERFILE = (Path(__file__).parents[1] / "deploy/Dockerfile").read_text()
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
+
+
+def test_the_image_is_given_all_that_the_package_is_built_from():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = build["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*wheel["packages"], *wheel["force-include"], "pyproject.toml", "hub_server.py"}
+    needed |= {build["project"]["readme"], *build["project"]["license-files"]}
+    copied = {word for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]}
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert needed == copied == sent
 
 
 def test_the_containers_hub_starts_is_healthy_and_stops(tmp_path: Path, monkeypatch):

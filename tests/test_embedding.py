@@ -128,6 +128,23 @@ def test_an_unknown_model_is_an_error_that_names_it_and_the_ways_out(tmp_path):
         embedder.embed(["x"])
 
 
+def test_a_model_that_was_downloaded_before_asks_nobody(tmp_path):
+    """As the libraries lay out what they download; without a network they would ask for a minute all the same."""
+    model = tmp_path / "hub" / "models--sentence-transformers--mine"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0" * 40)
+    (model / "snapshots").mkdir()
+    (model / "snapshots" / ("0" * 40)).symlink_to(MiniLM()._source)
+    code = """
+import socket
+def refuse(*_, **__): raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+from fedlab.embedding import get_embedder
+print(get_embedder("mine").dimension)
+"""
+    assert run_python(code, HF_HOME=str(tmp_path)) == "384\n"
+
+
 def test_hashing_makes_the_same_vectors_in_every_process():
     code = "from fedlab.embedding import Hashing; print(Hashing(64).embed(['Parse a date', '']).tobytes().hex())"
     seen = {run_python(code, PYTHONHASHSEED=seed) for seed in ("1", "2")}

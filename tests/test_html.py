@@ -70,7 +70,7 @@ async def test_a_hub_and_all_that_it_reports_are_shown_with_hostile_texts_as_tex
 
         policy = MinReward(0.5).where(task=HOSTILE)
         preview = hub.preview_retention("acme", policy)
-        harmless(preview, HOSTILE, "5 of 10 episodes", "by reward", "of the last 1 queries")
+        harmless(preview, HOSTILE, "5 of 10 episodes", "by reward", "of the last 1 query")
         hub.set_retention("acme", policy)
         harmless(hub.apply_retention(), "acme", "\n5\n")
         harmless(RetentionReport(removed={}, seq=1, failed={"acme": HOSTILE}), f"failed: {HOSTILE}")
@@ -96,4 +96,4 @@ async def test_a_hub_and_all_that_it_reports_are_shown_with_hostile_texts_as_tex
         harmless(hub.erase_agent("acme", "agent-2", reason=HOSTILE), HOSTILE, "agent, BLAKE2b-128", "lives of agents")
         harmless(hub.verify(), "everything agrees")
     harmless(hub, "closed")
-    harmless(VerifyReport(episodes=1, changes=1, problems=[HOSTILE]), "1 problems", HOSTILE)
+    harmless(VerifyReport(episodes=1, changes=1, problems=[HOSTILE]), "1 problem", HOSTILE)

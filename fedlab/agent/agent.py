@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedlab._html import table
+from fedlab._words import counted
 from fedlab.agent.making import Maker, generator
 from fedlab.agent.remains import bury
 from fedlab.agent.session import Session
@@ -138,7 +139,8 @@ class EphemeralAgent:
         rng = generator(seed, f"{tenant_id}/{name}")
 
         async def start() -> EphemeralAgent:
-            connection, owned = open_connection(hub, token, tenant_id, name)
+            until = SystemClock().now() / 1000 + lifetime if clock is None else None
+            connection, owned = open_connection(hub, token, tenant_id, name, until)
             try:
                 embedded = getattr(connection, "hub", None)
                 time: Clock = clock or getattr(embedded, "clock", None) or SystemClock()
@@ -490,7 +492,7 @@ class EphemeralAgent:
 
     def _status(self) -> str:
         if self.alive:
-            state = f"alive, {self.time_left:g} s left, {len(self._memory)} memories in RAM"
+            state = f"alive, {self.time_left:g} s left, {counted(len(self._memory), 'memory', 'memories')} in RAM"
         else:
             state = self._how or "expired"
         return f"{state}, {self.unsynced} unsynced" if self.unsynced else state

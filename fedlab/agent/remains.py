@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedlab._words import counted
 from fedlab.agent.spool import append_spool
 from fedlab.errors import AgentExpired, FedlabError, UnsyncedEpisodes
 
@@ -58,11 +59,11 @@ def bury(
         except OSError as problem:
             failure = problem
         else:
-            log.warning("agent %s left %d episodes in %s", session_id, len(left), spool)
+            log.warning("agent %s left %s in %s", session_id, counted(len(left), "episode"), spool)
             return Remains()
     reason = str(failure or "the hub has other episodes of the same ids") or type(failure).__name__
     error = UnsyncedEpisodes(
-        f"agent {session_id!r} ended with {len(left)} episodes that the hub does not have ({reason}):"
+        f"agent {session_id!r} ended with {counted(len(left), 'episode')} that the hub does not have ({reason}):"
         " they are in `episodes` of this error, and hub.put(error.episodes) stores them later",
         left,
     )

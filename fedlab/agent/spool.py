@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedlab._words import counted
 from fedlab.agent.transport import open_connection
 from fedlab.batches import batches
 from fedlab.episode import Episode, decode_vector, encode_vector
@@ -96,7 +97,7 @@ async def push_spool(path: str | os.PathLike[str], hub: str | Hub | HubConnectio
     with _lock(file):
         _remove(file, stored)
     if damaged:
-        log.warning("%d lines of %s hold no episode and stay there", len(damaged), file)
+        log.warning("%s of %s hold no episode, and stay there", counted(len(damaged), "line"), file)
     if problem is not None:
         raise problem
     return len(stored)

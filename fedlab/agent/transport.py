@@ -16,7 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def open_connection(
-    hub: str | Hub | HubConnection, token: str | None = None, tenant_id: str | None = None, agent_id: str | None = None
+    hub: str | Hub | HubConnection,
+    token: str | None = None,
+    tenant_id: str | None = None,
+    agent_id: str | None = None,
+    until: float | None = None,
 ) -> tuple[HubConnection, bool]:
     """A connection to a hub, which reaches out when it is first used, and whether the caller has to close it.
 
@@ -25,6 +29,8 @@ def open_connection(
         token: For a URL.
         tenant_id: For whom a token is made where the hub's key can be found.
         agent_id: The same; the token then allows what this agent may do, and without it what an admin may.
+        until: When the agent's life ends, seconds since 1970, and soon after it such a token; None if that depends
+            on a clock of its own.
 
     Raises:
         InvalidRequest: If `hub` is none of these.
@@ -39,7 +45,7 @@ def open_connection(
         from fedlab.net import connect
 
         role: Role = "admin" if agent_id is None else "agent"
-        return connect(hub, token, tenant_id=tenant_id, agent_id=agent_id, role=role), True
+        return connect(hub, token, tenant_id=tenant_id, agent_id=agent_id, role=role, until=until), True
     if hasattr(hub, "put_soon"):
         from fedlab.net import connect
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 it failed (the reason is on stderr), 2 wrong usage, 3 `ver
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what goes wrong is one line on stderr, not a stack trace."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a text that the terminal's encoding lacks
     try:
         app(args=None if arguments is None else list(arguments), prog_name="fedlab")
     except (FedlabError, OSError) as error:
         typer.echo(f"fedlab: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:  # between the commands that typer guards
+        sys.exit(130)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedlab._words import counted, one_line
 from fedlab.cli.shared import AsJson, HubArgument, Ids, OfTenant, Token, app, open_hub
 from fedlab.errors import InvalidRequest
 
@@ -25,7 +26,7 @@ def erase(
     """Erase a tenant, an agent or episodes from every file of a hub, and print the evidence."""
     if agent is not None and ids:
         raise typer.BadParameter("erase an agent or some episodes, not both", param_hint="--agent")
-    what = f"agent {agent} of " if agent else f"{len(ids)} episodes of " if ids else ""
+    what = f"agent {agent} of " if agent else f"{counted(len(ids), 'episode')} of " if ids else ""
     if not yes and typer.prompt(f"{what}{tenant} will be erased, and nothing brings it back. Its name?") != tenant:
         raise InvalidRequest("that is another name: nothing was erased")
     with open_hub(hub, token) as connection:
@@ -53,8 +54,7 @@ def erasures(hub: HubArgument, token: Token = None, as_json: AsJson = False) -> 
             continue
         at = datetime.fromtimestamp(row["at"] / 1000, UTC).isoformat(" ", "seconds")
         whose = row["tenant_hash"] + (f"/{row['agent_hash']}" if row["agent_hash"] else "")
-        by = f"  by {row['actor']} ({row['reason']})" if row["actor"] else ""
-        typer.echo(
-            f"{row['id']}  {at}  {row['scope']} {whose}  {row['episodes']:,} episodes, {row['agents']:,} lives,"
-            f" {row['changes']:,} changes{'' if row['done_at'] else '  under way'}{by}"
-        )
+        by = f"  by {row['actor']} ({one_line(row['reason'])})" if row["actor"] else ""
+        counts = counted(row["episodes"], "episode"), counted(row["agents"], "life", "lives")
+        what = ", ".join([*counts, counted(row["changes"], "change")]) + ("" if row["done_at"] else "  under way")
+        typer.echo(f"{row['id']}  {at}  {row['scope']} {whose}  {what}{by}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlab._words import counted, one_line
 from fedlab.cli.shared import LONG_PATIENCE, PATIENCE, AsJson, HubArgument, Tenant, Token, app, open_hub
 from fedlab.errors import CorruptHub
 
@@ -31,8 +32,9 @@ def stats(hub: HubArgument, token: Token = None, tenant: Tenant = None, as_json:
     typer.echo(f"hub {info.hub_id}, change {info.seq:,}, {numbers.bytes / 1e6:,.1f} MB, embedder {info.embedder}")
     kept = f", {numbers.kept:,} of them kept" if numbers.kept else ""
     typer.echo(
-        f"{numbers.episodes:,} episodes ({numbers.forgotten:,} forgotten{kept}),"
-        f" {numbers.tenants:,} tenants, {numbers.agents:,} agents lived, {numbers.agents_alive:,} alive"
+        f"{counted(numbers.episodes, 'episode')} ({numbers.forgotten:,} forgotten{kept}),"
+        f" {counted(numbers.tenants, 'tenant')}, {counted(numbers.agents, 'agent')} lived,"
+        f" {numbers.agents_alive:,} alive"
     )
     width = max([6, *(len(row["tenant_id"]) for row in rows)])
     typer.echo(f"{'tenant':{width}}  {'episodes':>10}  {'agents':>8}  {'alive':>6}  retention")
@@ -48,7 +50,9 @@ def tail(
     hub: HubArgument,
     token: Token = None,
     tenant: Tenant = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="So many of the last changes first.")] = 10,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, max=1_000_000_000, help="So many of the last changes first.")
+    ] = 10,
     follow: Annotated[bool, typer.Option(help="Go on as changes are committed, until Ctrl-C.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +87,7 @@ def _print_change(change: Change, *, as_json: bool) -> None:
         typer.echo(msgspec.json.encode(change))
         return
     at = datetime.fromtimestamp(change.at / 1000).astimezone().isoformat(" ", "milliseconds")
-    reason = f"  ({change.reason})" if change.reason else ""
+    reason = f"  ({one_line(change.reason)})" if change.reason else ""
     typer.echo(f"{change.seq:>8}  {at}  {change.tenant_id}  {change.kind}  {change.subject}  by {change.actor}{reason}")
 
 

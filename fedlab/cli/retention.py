@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedlab._words import counted, one_line
 from fedlab.cli.shared import (
     MOST_DAYS,
     AsJson,
@@ -99,7 +100,10 @@ def forget(
 ) -> None:
     """Remove episodes; the log keeps their ids and why. What must be in no file any more takes `fedlab erase`."""
     with open_hub(hub, token) as connection:
-        typer.echo(f"{connection.forget(tenant, ids, reason=reason):,} episodes are forgotten")
+        forgotten = connection.forget(tenant, ids, reason=reason)
+    typer.echo(f"{counted(forgotten, 'episode')} forgotten")
+    if nothing := len({*ids}) - forgotten:
+        typer.echo(f"of {nothing} of the ids nothing was here: are they spelled right?", err=True)
 
 
 @app.command()
@@ -135,14 +139,12 @@ def hold(
                 since=0 if everything else moment(since, "--since"),
                 until=moment(until, "--until"),
             )
-            typer.echo(f"{new:,} episodes are held now that were not before")
+            typer.echo(f"{counted(new, 'episode')} held now and not before")
             return
         for row in connection.holds(tenant).to_dicts():
-            typer.echo(
-                msgspec.json.encode(row)
-                if as_json
-                else f"{row['id']}  {row['task']}  {row['reward']:g}  by {row['actor']}  ({row['reason']})"
-            )
+            task, reason = one_line(row["task"]), one_line(row["reason"])
+            line = f"{row['id']}  {task}  {row['reward']:g}  by {row['actor']}  ({reason})"
+            typer.echo(msgspec.json.encode(row) if as_json else line)
 
 
 @app.command()
@@ -171,4 +173,4 @@ def release(
             since=0 if everything else moment(since, "--since"),
             until=moment(until, "--until"),
         )
-    typer.echo(f"{released:,} episodes are released")
+    typer.echo(f"{counted(released, 'episode')} released")

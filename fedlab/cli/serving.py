@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fedlab._interrupts import ended_by_ctrl_c
+from fedlab._words import counted
 from fedlab.cli.shared import MOST_DAYS, Import, app, import_modules
 from fedlab.errors import FedlabError, InvalidRequest
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
     from fedlab.hub import Hub
     from fedlab.net import Settings
+    from fedlab.net.server import HubServer
 
 logger = logging.getLogger("fedlab")
 
@@ -38,10 +43,15 @@ def hub_command(
         typer.Option(help="MiniLM if not given; `hashing` needs no model; or a sentence-transformers name or path."),
     ] = None,
     retention_interval: Annotated[
-        float, typer.Option(min=0, help="Seconds between applications of the tenants' retention policies; 0 for never.")
+        float,
+        typer.Option(
+            min=0, max=1e9, help="Seconds between applications of the tenants' retention policies; 0 for never."
+        ),
     ] = 3600,
     backup_dir: Annotated[Path | None, typer.Option(help="Where backups go; none are made if not given.")] = None,
-    backup_interval: Annotated[float, typer.Option(min=0, help="Seconds between two backups; 0 for never.")] = 3600,
+    backup_interval: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Seconds between two backups; 0 for never.")
+    ] = 3600,
     backup_keep: Annotated[
         int, typer.Option(min=1, help="Keep so many full backups, each with the incremental ones over it.")
     ] = 7,
@@ -67,9 +77,12 @@ def hub_command(
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
     logger.setLevel(log_level.upper())
+    with ended_by_ctrl_c():
+        from fedlab.net import serve
+
     logging.getLogger("fedlab.net.websockets").setLevel(logging.WARNING)
     import_modules(imports)
-    served = _serve(
+    server = serve(
         data.resolve(),
         host,
         port,
@@ -85,7 +98,7 @@ def hub_command(
         settings=_settings(setting or []),
     )
     with asyncio.Runner(loop_factory=_event_loop()) as runner:
-        runner.run(served)
+        runner.run(_serve(server))
 
 
 def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -97,29 +110,31 @@ def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return None
 
 
-async def _serve(data: Path, host: str, port: int, **options: Any) -> None:
+async def _serve(server: HubServer) -> None:
     from threadpoolctl import threadpool_limits
-
-    from fedlab.net import serve
 
     # A product of a matrix and a vector is too short to share: threads that wait for the next one in a busy loop
     # took more time than all the rest of a recall.
     threadpool_limits(1, user_api="blas")
-    async with serve(data, host, port, **options) as server:
-        info = server.hub.info()
+    async with server:
+        info, data = server.hub.info(), server.hub.path
         logger.info("hub %s at %s, data in %s, change %d", info.hub_id, server.url, data, info.seq)
-        logger.info("embedder %s, %d dimensions", info.embedder, info.dimension)
+        logger.info("embedder %s, %s", info.embedder, counted(info.dimension, "dimension"))
         # What is here now stays: looking through it again and again for garbage took a twelfth of the time of a push.
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
         # A thread that comes back from a commit waits for the interpreter's lock no longer than this.
         sys.setswitchinterval(0.0005)
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
-        warm = asyncio.create_task(asyncio.to_thread(warm_up, server.hub))
+        warming = threading.Thread(target=warm_up, args=(server.hub,), daemon=True)
+        warming.start()
         await server.until_signal()
         logger.info("shutting down: finishing what is under way")
-        await warm
     logger.info("the hub is closed; everything acknowledged is in %s", data)
+    if warming.is_alive():
+        # Nothing ends an import, and the interpreter must not end under it: nobody waits for either.
+        logging.shutdown()
+        os._exit(0)
 
 
 def warm_up(hub: Hub) -> None:
@@ -165,10 +180,11 @@ def demo(
         "demo-output"
     ),
     generations: Annotated[int, typer.Option(min=2, help="Generations of agents.")] = 10,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same rewards.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same rewards.")] = 0,
 ) -> None:
     """Run generations of agents on a real hub that is killed half-way, and show what memory did for them."""
-    from fedlab.demo import run_demo
+    with ended_by_ctrl_c():
+        from fedlab.demo import run_demo
 
     run_demo(output, generations=generations, seed=seed)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlab._interrupts import ended_by_ctrl_c
 from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def open_hub(
     target: str, token: str | None, patience: float = PATIENCE
 ) -> contextlib.AbstractContextManager[SyncConnection]:
     """See `fedlab.net.open_hub`, which is imported when it is needed: `--help` is quick."""
-    from fedlab import net
+    with ended_by_ctrl_c():
+        from fedlab import net
 
     return net.open_hub(target, token, retry_for=patience)
 

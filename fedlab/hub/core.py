@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections import deque
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,7 +40,6 @@ from fedlab.hub.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -70,6 +70,8 @@ class HubCore:
         keep_forgotten: timedelta | float | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
+        if not (Path(path) / "hub.db").exists():
+            _ = get_embedder(embedder).dimension  # a name that means none leaves no directory behind
         self._directory = Directory(path)
         self.path = self._directory.path
         self._listeners: list[Callable[[int], object]] = []
@@ -102,7 +104,7 @@ class HubCore:
             undo.pop_all()
 
     def _identify(self, embedder: Embedder | str | None) -> dict[str, str]:
-        held = read_identity(self._write_engine)
+        held = read_identity(self._write_engine, self.path)
         if held:
             check_identity(held, embedder, self.path)
         self.embedder: Embedder = get_embedder(held["embedder"] if held and embedder is None else embedder)

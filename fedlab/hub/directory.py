@@ -160,7 +160,8 @@ def open_database(directory: Directory, durability: Durability) -> sa.Engine:
     except (CorruptHub, sa.exc.DatabaseError, sqlite3.Error, UnicodeDecodeError) as error:
         if isinstance(error, CorruptHub) and way_back in error.message:
             raise
-        raise CorruptHub(f"{path} is damaged ({getattr(error, 'orig', error)}). {way_back}") from error
+        said = error.details.get("reason", error) if isinstance(error, CorruptHub) else getattr(error, "orig", error)
+        raise CorruptHub(f"{path} is damaged ({said}). {way_back}") from error
 
 
 def _look(path: Path) -> tuple[set[str], int]:
@@ -196,7 +197,7 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
-def read_identity(engine: sa.Engine) -> dict[str, str]:
+def read_identity(engine: sa.Engine, path: Path) -> dict[str, str]:
     """The rows of `meta`; empty for a hub that was just made.
 
     Raises:
@@ -207,7 +208,11 @@ def read_identity(engine: sa.Engine) -> dict[str, str]:
         used = connection.scalar(sa.select(sa.func.count()).select_from(schema.changes)) if not held else 0
     whole = {"schema", "hub_id", "epoch", "embedder", "dimension"} <= held.keys()
     if used or (held and not (whole and all(held[name].isdecimal() for name in ("schema", "dimension", "epoch")))):
-        raise CorruptHub(f"the table meta, which says what this hub is, is damaged ({held}): restore a backup")
+        found = ", ".join(f"{key} {value!r:.80}" for key, value in held.items()) or "nothing"
+        raise CorruptHub(
+            f"the table meta in {path / 'hub.db'}, which says what this hub is, is damaged: it holds {found}. "
+            + _WAY_BACK.format(path=path)
+        )
     return held
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from fedlab._words import named
 from fedlab.episode import new_id
 from fedlab.errors import HeldEpisodes, HubUnavailable, InvalidRequest, UnknownEpisode, UnknownTenant
 from fedlab.hub import ledger, migrations, operations
@@ -287,8 +288,8 @@ def _check_holds(tx: Transaction, erasure: Erasure) -> None:
         query = query.where(listed(episodes.c.id, erasure.numbers))
     if held := tx.connection.scalars(query).all():
         raise HeldEpisodes(
-            f"{len(held)} of the episodes are held ({held[0]!r} …), and nothing was erased: release them first, or"
-            " erase them with even_held=True (--even-held)",
+            f"{named(held, 'episode')}: held; nothing was erased; release what is held first, or"
+            " erase it with even_held=True (--even-held)",
             ids=list(held),
         )
 

@@ -54,7 +54,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, tag_field="fedlab", tag=
     group: int = GROUP_ROWS
 
 
-class _Row(Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True):
+class _Row(Episode, frozen=True, kw_only=True, eq=False, omit_defaults=True, forbid_unknown_fields=False):
     hash: str
 
 

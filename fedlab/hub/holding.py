@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedlab._words import named
 from fedlab.episode import check_note
 from fedlab.errors import InvalidRequest, UnknownEpisode
 from fedlab.hub import operations, reading
@@ -125,7 +126,6 @@ def _check_live(wanted: Sequence[str], numbers: dict[str, int], live: Ids) -> No
     there = set(live.tolist())
     if unknown := [uid for uid in wanted if numbers.get(uid) not in there]:
         raise UnknownEpisode(
-            f"{len(unknown)} of the ids are of no episode of this tenant, or it was forgotten ({unknown[0]!r:.80} …):"
-            " nothing was held; is the id spelled right?",
+            f"{named(unknown, 'id')}: of no episode of this tenant, or forgotten; nothing was held; spelled right?",
             ids=unknown,
         )

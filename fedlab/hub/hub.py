@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from fedlab._html import table
+from fedlab._words import counted
 from fedlab.episode import Episode  # noqa: F401 - for the docstring
 from fedlab.hub.aggregates import AggregateMethods
 from fedlab.hub.copying import CopyMethods
@@ -60,8 +61,8 @@ class Hub(
             return f"Hub({str(self.path)!r}, closed)"
         numbers = self.stats()
         return (
-            f"Hub({str(self.path)!r}, {numbers.episodes:,} episodes of {numbers.tenants:,} tenants,"
-            f" {numbers.agents_alive:,} agents alive)"
+            f"Hub({str(self.path)!r}, {counted(numbers.episodes, 'episode')} of {counted(numbers.tenants, 'tenant')},"
+            f" {counted(numbers.agents_alive, 'agent')} alive)"
         )
 
     def _repr_html_(self) -> str:

@@ -7,12 +7,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from fedlab.errors import QuotaExceeded
+from fedlab._words import counted
+from fedlab.errors import InvalidRequest, QuotaExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fedlab.clock import Clock
+
+LONGEST = 1e9
+"""Seconds."""
 
 
 class Leases:
@@ -26,6 +30,10 @@ class Leases:
     """
 
     def __init__(self, clock: Clock, seconds: float, most: int, alive: Iterable[tuple[str, str]]) -> None:
+        if not (isinstance(seconds, (int, float)) and 0 < seconds <= LONGEST):
+            raise InvalidRequest(f"lease is a positive number of seconds, up to 30 years, not {seconds!r:.40}")
+        if not (isinstance(most, int) and most > 0):
+            raise InvalidRequest(f"max_agents_per_tenant is a positive whole number, not {most!r:.40}")
         self._clock = clock
         self._milliseconds = round(seconds * 1000)
         self._most = most
@@ -43,7 +51,7 @@ class Leases:
         alive = self._alive[tenant_id] + sum(key[0] == tenant_id and key not in self._until for key in granted)
         if alive >= self._most and (tenant_id, agent_id) not in self._until:
             raise QuotaExceeded(
-                f"tenant {tenant_id!r} has {alive:,} living agents, as many as"
+                f"tenant {tenant_id!r} has {counted(alive, 'living agent')}, as many as"
                 f" max_agents_per_tenant={self._most:,} allows"
             )
 

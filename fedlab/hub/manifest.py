@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from fedlab._html import table
+from fedlab._words import counted
 from fedlab.clock import to_datetime
 from fedlab.errors import CorruptBackup
 from fedlab.hub.ledger import LedgerEntry
@@ -84,7 +85,7 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         kind, made, size = self._said()
         return (
             f"{kind} backup of hub {self.hub_id}, made {made} at change {self.seq:,} (epoch {self.epoch}):"
-            f" {self.episodes:,} episodes of {self.tenants:,} tenants, {size}"
+            f" {counted(self.episodes, 'episode')} of {counted(self.tenants, 'tenant')}, {size}"
         )
 
     def _repr_html_(self) -> str:
@@ -95,7 +96,7 @@ class BackupManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ("epoch", self.epoch),
             ("tenants", self.tenants),
             ("episodes", self.episodes),
-            ("embedder", f"{self.embedder}, {self.dimension} dimensions"),
+            ("embedder", f"{self.embedder}, {counted(self.dimension, 'dimension')}"),
             ("size", size),
             *((name, f"SHA-256 {file.sha256}") for name, file in self.files.items()),
             *(("builds on", base.path) for base in self.bases),
@@ -130,11 +131,9 @@ class ForkReport(msgspec.Struct, frozen=True, kw_only=True):
     lost: int
 
     def __str__(self) -> str:
-        return (
-            f"hub {self.hub_id} in {self.path}: {self.episodes:,} episodes of {self.tenants:,} tenants, as of change"
-            f" {self.seq:,} of hub {self.origin}"
-            + (f"; {self.lost:,} episodes that were live then were not kept, and are not in it" if self.lost else "")
-        )
+        held = f"{counted(self.episodes, 'episode')} of {counted(self.tenants, 'tenant')}"
+        lost = f"; {counted(self.lost, 'episode')}, live then and not kept since, not in it" if self.lost else ""
+        return f"hub {self.hub_id} in {self.path}: {held}, as of change {self.seq:,} of hub {self.origin}{lost}"
 
     def _repr_html_(self) -> str:
         rows = [

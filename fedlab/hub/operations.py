@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from fedlab._words import named
 from fedlab.errors import HeldEpisodes, IdConflict
 from fedlab.hub import attic, schema
 from fedlab.hub.log import Forgotten, Transaction, content_of, episode_hash, erased_id, unpack_vector, vector_hash
@@ -59,7 +60,7 @@ def _check_not_erased(tx: Transaction, batch: Sequence[Episode]) -> None:
     ids = {erased_id(each.tenant_id, each.id): each.id for each in batch if each.tenant_id in concerned}
     if found := erased_of(tx.connection, ids):
         raise IdConflict(
-            f"{len(found)} of the episodes were erased ({found[0]!r} …) and can not come back: nothing was stored",
+            f"{named(found, 'episode')}: erased, and can not come back; nothing was stored",
             ids=found,
             forgotten=True,
             erased=True,
@@ -85,7 +86,7 @@ def _known(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector]
         gone = [uid for uid, number in numbers.items() if number not in held]
         if gone:
             raise IdConflict(
-                f"{len(gone)} of the episodes were stored before and forgotten since ({gone[0]!r} …):"
+                f"{named(gone, 'episode')}: stored before, and forgotten since;"
                 " nothing was stored; give an episode a new id to remember it again",
                 ids=gone,
                 forgotten=True,
@@ -93,7 +94,7 @@ def _known(tx: Transaction, batch: Sequence[Episode], embedded: Sequence[Vector]
         other = [uid for uid, number in numbers.items() if not _same(held[number], *first[tenant_id, uid])]
         if other:
             raise IdConflict(
-                f"{len(other)} of the ids are taken by episodes with other content ({other[0]!r} …):"
+                f"{named(other, 'id')}: taken by other content;"
                 " nothing was stored; an episode never changes, give the new one a new id",
                 ids=other,
                 forgotten=False,
@@ -164,7 +165,7 @@ def forget(tx: Transaction, tenant_id: str, uids: Sequence[str], *, reason: str,
     if held := set(tx.connection.scalars(query)):
         ids = [uid for uid, number in going.items() if number in held]
         raise HeldEpisodes(
-            f"{len(ids)} of the episodes are held ({ids[0]!r} …): nothing was forgotten; `release` them first", ids=ids
+            f"{named(ids, 'episode')}: held; nothing was forgotten; `release` what is held first", ids=ids
         )
     remove(tx, tenant_id, going, reason=reason, actor=actor)
     return len(going)

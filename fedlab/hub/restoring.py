@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
+from fedlab._words import counted
 from fedlab.errors import FedlabError, HubLocked, HubUnavailable, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
 from fedlab.hub.backups import check_apart, check_empty, copy_database, put_together, reading_only
@@ -81,9 +82,9 @@ def _bring_to(tx: Transaction, part: Part, at: datetime | int | None, ledgers: S
     erased = apply_ledger(tx, entries)
     timetravel.lock_out(tx, ids, {entry.id for entry in entries} | {row.reason for row in ids})
     if lost:
-        logger.warning("%d episodes that were live at change %d were not kept and are not restored", len(lost), seq)
+        logger.warning("%s, live at change %d, not kept since and not restored", counted(len(lost), "episode"), seq)
     if erased:
-        logger.warning("%d erasures that the backup of %s did not know were done again", erased, made)
+        logger.warning("the backup of %s did not know of %s: done again", made, counted(erased, "erasure"))
 
 
 def fork(database: Path, path: Path, now: int, *, at: datetime | int | None = None) -> ForkReport:

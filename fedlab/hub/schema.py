@@ -290,7 +290,10 @@ def as_hub_error(error: Exception) -> FedlabError:
     signs = ("malformed", "not a database", "decode to UTF-8", "no such table")
     # Nor is the JSON of metadata what was stored.
     if isinstance(error, (UnicodeDecodeError, msgspec.DecodeError)) or any(sign in reason for sign in signs):
-        return CorruptHub(f"the database is damaged ({reason}): stop the hub and restore a backup")
+        return CorruptHub(
+            f"the database is damaged ({reason}): stop the hub, `fedlab restore BACKUP DIR --overwrite`, start it",
+            reason=reason,
+        )
     way_out = ": free space where the hub's directory lies, and try again" if "disk is full" in reason else ""
     return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}{way_out}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from fedlab._words import counted
 from fedlab.batches import batches
 from fedlab.episode import Episode, check_name
 from fedlab.errors import FedlabError, IdConflict, IncompatibleHub, UnknownTenant
@@ -126,8 +127,8 @@ def import_tenant(
             stored, found = _store(hub, tenant_id, batch, refused)
         except FedlabError as error:
             raise type(error)(
-                f"{error.message} ({new + known + len(refused):,} of the {header.episodes:,} episodes of {path} are"
-                " done: import it again to go on)",
+                f"{error.message} ({new + known + len(refused):,} of {counted(header.episodes, 'episode')} of {path}"
+                " are done: import it again to go on)",
                 **error.details,
             ) from error
         new, known = new + stored, known + found

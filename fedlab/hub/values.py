@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from fedlab._html import table
+from fedlab._words import counted, one_line
 from fedlab.clock import to_datetime
 from fedlab.episode import FromHub
 
@@ -91,7 +92,7 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         hub_id: Made once, when the directory was.
         epoch: Raised at each change of primary.
-        seq: The last change of the log.
+        seq: The last change of the log, which all tenants share.
         embedder: Name of the model that makes the vectors.
         dimension: Of the vectors.
         version: Of fedlab.
@@ -133,7 +134,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
         kept: Those of the forgotten whose content is kept for time travel.
         agents: Lives so far.
         agents_alive: Lives that have not ended.
-        seq: The last change of the log.
+        seq: The last change of the log, which all tenants share.
         bytes: Size of the files on disk (0 for one tenant of several).
     """
 
@@ -167,13 +168,13 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.ok:
-            return f"{self.episodes:,} episodes and {self.changes:,} changes agree"
-        return "\n".join([f"{len(self.problems)} problems:", *(f"  {problem}" for problem in self.problems)])
+            return f"{counted(self.episodes, 'episode')} and {counted(self.changes, 'change')} agree"
+        return "\n".join([f"{counted(len(self.problems), 'problem')}:", *(f"  {problem}" for problem in self.problems)])
 
     def _repr_html_(self) -> str:
         found = [("problem", problem) for problem in self.problems]
         rows = [("episodes checked", self.episodes), ("changes checked", self.changes), *found]
-        return table("Verified: everything agrees" if self.ok else f"Verified: {len(found):,} problems", rows)
+        return table("Verified: everything agrees" if self.ok else f"Verified: {counted(len(found), 'problem')}", rows)
 
 
 class RecallEffect(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +195,8 @@ class RecallEffect(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         rewards = ["none" if each is None else f"{each:.3f}" for each in (self.reward_before, self.reward_after)]
         return (
-            f"of the last {self.queries:,} queries, {self.changed:.2f} of the 10 best memories change;"
+            f"of the last {counted(self.queries, 'query', 'queries')},"
+            f" {self.changed:.2f} of the 10 best memories change;"
             f" mean reward of the recalled {rewards[0]} → {rewards[1]}"
         )
 
@@ -236,21 +238,26 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         lines = [
             f"{self.tenant_id}: {self.policy}",
-            f"  {self.removed:,} of {self.removed + self.kept:,} episodes would go ({self.bytes / 1e6:,.1f} MB;"
-            f" {self.expired:,} by their own expires_at); {self.held:,} stay because they are held",
+            f"  {self.removed:,} of {self._all} would go ({self.bytes / 1e6:,.1f} MB;"
+            f" {self.expired:,} by their own expires_at);"
+            f" {counted(self.held, 'stays because it is held', 'stay because they are held')}",
             *(f"  {name}: {counts}" for name, counts in self._groups()),
         ]
         return "\n".join([*lines, *([f"  {self.recall}"] if self.recall else [])])
 
     def _repr_html_(self) -> str:
         rows = [
-            ("would go", f"{self.removed:,} of {self.removed + self.kept:,} episodes, {self.bytes / 1e6:,.1f} MB"),
+            ("would go", f"{self.removed:,} of {self._all}, {self.bytes / 1e6:,.1f} MB"),
             ("by their own expires_at", self.expired),
             ("stay because they are held", self.held),
             *self._groups(),
             *([("recall", self.recall)] if self.recall else []),
         ]
         return table(f"{self.tenant_id}: {self.policy}", rows)
+
+    @property
+    def _all(self) -> str:
+        return counted(self.removed + self.kept, "episode")
 
     def _groups(self) -> list[tuple[str, str]]:
         groups = {
@@ -262,7 +269,7 @@ class RetentionPreview(msgspec.Struct, frozen=True, kw_only=True):
             "what stays, by reward": self.kept_by_reward,
         }
         return [
-            (name, ", ".join(f"{each} {count:,}" for each, count in counts.items()))
+            (name, ", ".join(f"{one_line(each)} {count:,}" for each, count in counts.items()))
             for name, counts in groups.items()
             if counts
         ]
@@ -282,7 +289,7 @@ class RetentionReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, str] = {}
 
     def __str__(self) -> str:
-        lines = [f"{tenant_id}: {count:,} episodes forgotten" for tenant_id, count in self.removed.items()]
+        lines = [f"{tenant_id}: {counted(count, 'episode')} forgotten" for tenant_id, count in self.removed.items()]
         return "\n".join([*lines, *(f"{tenant_id}: failed: {why}" for tenant_id, why in self.failed.items())])
 
     def _repr_html_(self) -> str:
@@ -375,14 +382,24 @@ class ErasureReport(msgspec.Struct, frozen=True, kw_only=True):
         begun, done = _time(self.at), _time(self.done_at)
         agent = f", agent {self.agent_hash}" if self.agent_hash else ""
         others = "".join(f"\n  {label}: {', '.join(ids)}" for label, ids in self._others())
+        removed = ", ".join(
+            counted(number, noun)
+            for number, noun in (
+                (self.episodes, "episode"),
+                (self.vectors, "vector"),
+                (self.sources, "source"),
+                (self.kept, "kept content"),
+            )
+        )
+        held = f"{counted(self.holds, 'hold')}, {counted(self.agents, 'life', 'lives')} of agents"
         return f"""\
 erasure {self.id} of hub {self.hub_id}
-  asked for by {self.actor}: {self.reason}
+  asked for by {self.actor}: {one_line(self.reason)}
   begun {begun}, completed {done}
   scope: {self.scope}; tenant {self.tenant_hash}{agent} (BLAKE2b-128 of the names)
-  removed: {self.episodes:,} episodes, {self.vectors:,} vectors, {self.sources:,} sources, {self.kept:,} kept contents,
-           {self.holds:,} holds, {self.agents:,} lives of agents; emptied: {self.changes:,} rows of the log
-  files: {self.pages:,} pages of hub.db overwritten where nothing referred to them, write-ahead log emptied,
+  removed: {removed},
+           {held}; emptied: {counted(self.changes, "row")} of the log
+  files: {counted(self.pages, "page")} of hub.db overwritten where nothing referred to them, write-ahead log emptied,
          index snapshot of the tenant, all cached embeddings and copies from before an upgrade deleted
   checked: no row of the log, of episodes, agents or kept contents in this scope is left
   remains: this entry of the ledger, and the hashes of the erased ids, so that none is stored again{others}"""
@@ -429,7 +446,7 @@ class TransferReport(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str] = {}
 
     def __str__(self) -> str:
-        line = f"{self.what} {self.episodes:,} episodes of tenant {self.tenant_id}: {self.path}"
+        line = f"{self.what} {counted(self.episodes, 'episode')} of tenant {self.tenant_id}: {self.path}"
         if self.what == "exported":
             return line
         line += f"\n{self.new:,} are new, {self.known:,} were here, {len(self.refused):,} were refused"

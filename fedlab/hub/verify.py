@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 
+from fedlab._words import counted
 from fedlab.errors import CorruptHub
 from fedlab.hub import attic
 from fedlab.hub.ledger import being_erased
@@ -122,7 +123,7 @@ def _ledger_problems(connection: sa.Connection, emptied: Counter[str]) -> Iterat
     for name in ledger.keys() | emptied.keys():
         if ledger.get(name, 0) != emptied[name]:
             yield (
-                f"log: {emptied[name]} changes say that erasure {name!r:.80} emptied them, and the ledger says"
+                f"log: erasure {name!r:.80} emptied {counted(emptied[name], 'change')}, and the ledger says"
                 f" {ledger.get(name, 'nothing of it')}"
             )
 
@@ -215,7 +216,8 @@ def _index_problems(connection: sa.Connection, check: _Check, indexes: Indexes, 
         differs = np.intersect1d(differs, live)
     for what, numbers in (("lacks", lacks), ("still has", extra), ("has other vectors for", differs)):
         if len(numbers):
-            yield f"index of tenant {tenant_id!r}: it {what} {len(numbers)} episodes ({numbers[:3].tolist()} …)"
+            which = f"{counted(len(numbers), 'episode')} ({numbers[:3].tolist()} …)"
+            yield f"index of tenant {tenant_id!r}: it {what} {which}"
 
 
 def _alive(index: TenantIndex, last: int) -> np.ndarray[Any, Any]:

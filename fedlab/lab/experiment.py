@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from fedlab import _html
+from fedlab._words import counted
 from fedlab.agent.spawning import check_lifetime
 from fedlab.lab.arm import Arm, Islands, check_object, wrong
 from fedlab.recall import check_count
@@ -106,8 +107,9 @@ class Experiment:
 
     def _repr_html_(self) -> str:
         title = (
-            f"Experiment in {type(self.world).__name__}: {len(self.arms)} arms under {len(self.seeds)} seeds,"
-            f" {self.generations} generations of {self.agents_per_generation} agents with {self.tasks_per_agent} tasks"
+            f"Experiment in {type(self.world).__name__}: {counted(len(self.arms), 'arm')} under"
+            f" {counted(len(self.seeds), 'seed')}, {counted(self.generations, 'generation')} of"
+            f" {counted(self.agents_per_generation, 'agent')} with {counted(self.tasks_per_agent, 'task')}"
         )
         rows = [
             (arm.name, type(arm.learner).__name__, arm.retention, arm.write, arm.sharing, arm.feedback, arm.capacity)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedlab import _html
 from fedlab._polars import pl
+from fedlab._words import counted
 from fedlab.errors import InvalidRequest
 from fedlab.lab import statistics
 from fedlab.lab.arm import slug
@@ -384,7 +385,7 @@ class Results:
     def _state(self) -> str:
         cells = self.generations.select("arm", "seed").unique().height
         of = f" of {len(self.arms) * len(self._all_seeds)}" if self._all_seeds else ""
-        return f"{len(self.arms)} arms, {cells}{of} cells finished"
+        return f"{counted(len(self.arms), 'arm')}, {cells}{of} cells finished"
 
     def _cells(self, summary: pl.DataFrame, baseline: str | None) -> tuple[list[str], list[list[str]], list[str]]:
         """Head, rows and notes of the summary as text."""

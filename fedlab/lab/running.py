@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import filelock
 import msgspec
 
+from fedlab._words import counted
 from fedlab.errors import ExperimentFailed, FedlabError, InvalidRequest
 from fedlab.lab.calm import calm
 from fedlab.lab.cell import Cell, embedder_of, seeded, tasks_of
@@ -113,7 +114,7 @@ class Run:
 
     def _failed(self, failures: Sequence[str], finished: int) -> ExperimentFailed:
         cells = len(self._cells)
-        what = f"{len(failures)} of {cells} cells failed"
+        what = f"{len(failures)} of {counted(cells, 'cell')} failed"
         if untried := cells - finished - len(failures):
             what += f" for one reason, and the other {untried} were not tried"
         elif finished:

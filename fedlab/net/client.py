@@ -91,7 +91,8 @@ class RemoteConnection(HubConnection):
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
         """Changes as they are committed, from seq `after` on (from now on if None), without end.
 
-        It goes on where it was after a lost connection, and raises `HubUnavailable` only when the hub stays away.
+        It goes on where it was after a lost connection, and raises `HubUnavailable` only when the hub stays away;
+        `InvalidRequest` when it was restored, whose log is another one from some seq on.
         """
         if after is not None:
             return self._follow(tenant_id, after)
@@ -99,7 +100,8 @@ class RemoteConnection(HubConnection):
         return self._follow_from(tenant_id, self._link.submit("info", protocol.Params()))
 
     async def _follow_from(self, tenant_id: str | None, info: int) -> AsyncIterator[Change]:
-        async for change in self._follow(tenant_id, (await self._link.outcome(info)).seq):
+        begun = await self._link.outcome(info)
+        async for change in self._follow(tenant_id, begun.seq, begun.epoch):
             yield change
 
     async def close(self) -> None:

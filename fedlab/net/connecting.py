@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import ssl
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKEN_LIFETIME = 3600.0
 """Seconds that a token lives which a client made for itself; each connection attempt makes a new one."""
+GRACE = 60.0
+"""Seconds that such a token outlives the agent it is for: its last sync may have to wait for the hub."""
 
 
 def connect(
@@ -36,6 +39,7 @@ def connect(
     json: bool = False,
     tls_ca: str | Path | None = None,
     max_message: int | None = None,
+    until: float | None = None,
 ) -> HubConnection:
     """Reach a hub from anywhere: for `async with`, or to be used directly and closed in the end.
 
@@ -54,6 +58,8 @@ def connect(
         json: Speak JSON instead of MessagePack.
         tls_ca: Certificates (PEM) to trust for `wss://`, instead of the system's.
         max_message: Largest message in bytes; not above the server's.
+        until: When who needs the connection dies, seconds since 1970: a token made here ends a minute later, and
+            otherwise an hour after it was made.
 
     Raises:
         InvalidRequest: If the target is none of these.
@@ -75,7 +81,7 @@ def connect(
     if given is not None:
         given = _plain(given)
         options["from_environment"] = given == found
-    find_token = functools.partial(_found_token, check_url(target), tenant_id, agent_id, role)
+    find_token = functools.partial(_found_token, check_url(target), tenant_id, agent_id, role, until)
     return RemoteConnection(
         target, find_token if given is None else given, timeout=timeout, retry_for=retry_for, json=json, **options
     )
@@ -111,11 +117,12 @@ def connect_sync(
     )
 
 
-def _found_token(url: str, tenant_id: str | None, agent_id: str | None, role: Role) -> str | None:
+def _found_token(url: str, tenant_id: str | None, agent_id: str | None, role: Role, until: float | None) -> str | None:
     found = find(url)
     if found is None:
         return None
-    return make_token(load_key(Path(found.key)), found.hub_id, tenant_id, role, agent_id, TOKEN_LIFETIME)
+    expires_in = TOKEN_LIFETIME if until is None else max(0.0, until - time.time()) + GRACE
+    return make_token(load_key(Path(found.key)), found.hub_id, tenant_id, role, agent_id, expires_in)
 
 
 def _plain(token: str) -> str:

@@ -73,7 +73,10 @@ class HubConnection(AggregateCalls):
 
     @abc.abstractmethod
     def subscribe(self, tenant_id: str | None = None, *, after: int | None = None) -> AsyncIterator[Change]:
-        """Changes as they are committed, from seq `after` on (from now on if None), without end."""
+        """Changes as they are committed, from seq `after` on (from now on if None), without end.
+
+        It ends with InvalidRequest when the hub was restored, whose log is another one from some seq on.
+        """
 
     @abc.abstractmethod
     async def close(self) -> None:
@@ -259,10 +262,15 @@ class HubConnection(AggregateCalls):
         return frame
 
     async def watch(
-        self, after: int, *, tenant_id: str | None = None, limit: int = 1_000, wait: float = 20.0
+        self, after: int, *, tenant_id: str | None = None, limit: int = 1_000, wait: float = 20.0, epoch: int = 0
     ) -> list[Change]:
-        """The next changes after seq `after`; none if there is none within `wait` seconds."""
-        params = protocol.Watch(tenant_id=tenant_id, after=after, limit=limit, wait=wait)
+        """The next changes after seq `after`, in this `epoch` if one is given; none if there is none within `wait`
+        seconds.
+
+        Raises:
+            InvalidRequest: If the hub was restored since: it is in another epoch, in which `after` means nothing.
+        """
+        params = protocol.Watch(tenant_id=tenant_id, after=after, limit=limit, wait=wait, epoch=epoch)
         answer: list[Change] = await self.call("watch", params)
         return answer
 
@@ -437,10 +445,11 @@ class HubConnection(AggregateCalls):
         """Close."""
         await self.close()
 
-    async def _follow(self, tenant_id: str | None, after: int) -> AsyncIterator[Change]:
+    async def _follow(self, tenant_id: str | None, after: int, epoch: int = 0) -> AsyncIterator[Change]:
         """A subscription: one `watch` after another. The log itself is the queue, so none can overflow."""
+        epoch = epoch or (await self.info()).epoch
         while True:
-            for change in await self.watch(after, tenant_id=tenant_id):
+            for change in await self.watch(after, tenant_id=tenant_id, epoch=epoch):
                 after = change.seq
                 yield change
 

@@ -334,7 +334,9 @@ class Link:
                     raise error from None
                 reason = error.message
             except ssl.SSLError as failed:
-                raise HubUnavailable(f"{self.url}: the TLS connection failed: {failed}") from None
+                unknown = isinstance(failed, ssl.SSLCertVerificationError)
+                own = ". An authority of your own is trusted with tls_ca=… or $SSL_CERT_FILE" if unknown else ""
+                raise HubUnavailable(f"{self.url}: the TLS connection failed: {failed}{own}") from None
             except (OSError, TimeoutError, WebSocketException, EOFError) as failed:
                 reason = str(failed) or type(failed).__name__
             wait = delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedlab.episode import Memory, Vector
     from fedlab.hub import Hub
     from fedlab.hub.manifest import BackupManifest, ForkReport
-    from fedlab.hub.values import Change
+    from fedlab.hub.values import Change, HubInfo
     from fedlab.net.backups import Backups
 
 
@@ -83,7 +83,7 @@ class LocalConnection(HubConnection):
         if answer := _ANSWERS.get(type(params)):
             return await answer(self, params)
         if method == "info":
-            return msgspec.structs.replace(hub.info(), role=self.identity.role, tenant_id=self.identity.tenant_id)
+            return self._info()
         arguments = _fields(params)
         if isinstance(params, (protocol.Policy, protocol.Preview)) and params.policy is not None:
             arguments["policy"] = RetentionPolicy.from_json(params.policy)
@@ -94,6 +94,10 @@ class LocalConnection(HubConnection):
         work: Callable[..., Any] = self._place().frame if method == "backups" else getattr(hub, method)
         result = await asyncio.to_thread(work, **arguments)
         return result.to_json() if isinstance(result, RetentionPolicy) else result
+
+    def _info(self) -> HubInfo:
+        """The hub as it is to whoever asks."""
+        return msgspec.structs.replace(self.hub.info(), role=self.identity.role, tenant_id=self.identity.tenant_id)
 
     def is_quick(self, params: protocol.Recall) -> bool:
         """Whether a recall by vector takes about a millisecond, and so may run on the event loop."""
@@ -159,7 +163,7 @@ class LocalConnection(HubConnection):
             self._holders[agent] = self
             if self._closed:  # while it was committed
                 self._release()
-            return Life(agent=result, hub=self.hub.info(), nonce=params.nonce)
+            return Life(agent=result, hub=self._info(), nonce=params.nonce)
         if isinstance(params, protocol.SyncAgent) and params.ending is not None:
             agent = params.tenant_id, params.agent_id
             self._held.discard(agent)
@@ -246,6 +250,13 @@ class LocalConnection(HubConnection):
         return await asyncio.to_thread(self._place().fork, params.name, params.at)
 
     async def _watch(self, params: protocol.Watch) -> list[Change]:
+        info = self._open().info()
+        if params.epoch not in (0, info.epoch):
+            raise InvalidRequest(
+                f"the hub was restored and is in epoch {info.epoch}, where its change {params.after} is not that of"
+                f" epoch {params.epoch}, if there is one (the last is {info.seq}): subscribe anew",
+                field="after",
+            )
         loop = asyncio.get_running_loop()
         committed = asyncio.Event()
 

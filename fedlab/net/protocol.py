@@ -127,9 +127,13 @@ class Changes(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
 
 
 class Watch(ForAnyTenant, frozen=True, kw_only=True):
-    """Answered as soon as there are changes after `after`, or with none after `wait` seconds."""
+    """Answered as soon as there are changes after `after`, or with none after `wait` seconds.
+
+    `epoch` is that of the hub when `after` was its seq: without it, it is not noticed that the hub was restored.
+    """
 
     after: Whole
+    epoch: Whole = 0
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
     wait: Annotated[float, Meta(ge=0, le=60)] = 20.0
 
@@ -474,6 +478,9 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 
 def _invalid(method: str, error: msgspec.ValidationError) -> InvalidRequest:
     message = f"{method}: {_clean(str(error)):.500}"
+    if "unknown field" in message:
+        fields = (Episode if "$.episodes[" in message else METHODS[method].params).__struct_fields__
+        message += f"; the fields are {', '.join(fields) or 'none'}"
     cause = error.__cause__
     if isinstance(cause, InvalidRequest):
         return type(cause)(message, **cause.details)

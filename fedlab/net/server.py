@@ -20,8 +20,10 @@ from urllib.parse import urlsplit
 import msgspec
 from websockets.asyncio.server import serve as listen
 
+from fedlab._words import counted
 from fedlab.errors import AuthenticationError, HubLocked, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.hub import Hub
+from fedlab.hub.leases import LONGEST
 from fedlab.hub.values import Schedule
 from fedlab.net.backups import Backups
 from fedlab.net.commits import Commits
@@ -56,8 +58,8 @@ PURGE_INTERVAL = 600.0
 """Seconds between looks for forgotten episodes whose time in the attic is over."""
 BACKUP_LOOK = 30.0
 """Most seconds between looks whether a backup is due."""
-LONGEST = 100_000_000
-"""Seconds between what is done on schedule, three years."""
+TOKEN_PROTOCOL = "fedlab.token."  # noqa: S105 - what stands before one
+"""Before the token, in the list of subprotocols of a client that can not set `Authorization`."""
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - recognised here, not bound
 
 
@@ -276,7 +278,8 @@ class HubServer:
         await self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closing else f"{len(self._sessions)} connections" if self._listener else "not started"
+        state = counted(len(self._sessions), "connection") if self._listener else "not started"
+        state = "closed" if self.closing else state
         return f"HubServer({self.url!r}, {state})"
 
     # --- who may connect -----------------------------------------------------------------------------------
@@ -316,6 +319,11 @@ class HubServer:
     def _identify(self, request: Request) -> Identity:
         given = request.headers.get_all("Authorization")
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if not given:
+            # A page in a browser can set no header but this one.
+            offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")
+            tokens = [each.strip() for each in offered if each.strip().startswith(TOKEN_PROTOCOL)]
+            scheme, token = "bearer", tokens[0].removeprefix(TOKEN_PROTOCOL) if len(tokens) == 1 else ""
         if scheme.lower() != "bearer" or not token.strip():
             raise AuthenticationError(
                 "a token is needed, as `Authorization: Bearer …`; `fedlab token --data DIR --tenant T --role R`"
@@ -415,7 +423,7 @@ def serve(
     """
     for name, interval in {"retention_interval": retention_interval, "backup_interval": backup_interval}.items():
         if interval is not None and not 0 < interval <= LONGEST:
-            raise InvalidRequest(f"{name} is a number of seconds above 0, up to {LONGEST:,}, not {interval}")
+            raise InvalidRequest(f"{name} is a number of seconds above 0, up to {LONGEST:,.0f}, not {interval}")
     if backup_interval is not None and backup_dir is None:
         raise InvalidRequest("backup_interval needs backup_dir: where are the backups to go?")
     tls = None

@@ -15,6 +15,7 @@ import msgspec
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from fedlab._words import counted
 from fedlab.errors import FedlabError, InvalidRequest, PermissionDenied, QuotaExceeded
 from fedlab.hub.values import Delta
 from fedlab.net.commits import Outcome, is_small
@@ -260,7 +261,7 @@ class Session:
         # It waits and does nothing: it takes no room from the requests.
         self._watches += 1
         if self._watches > self.server.settings.max_watches:
-            raise QuotaExceeded(f"max_watches allows {self._watches - 1} subscriptions on one connection")
+            raise QuotaExceeded(f"max_watches allows {counted(self._watches - 1, 'subscription')} on one connection")
 
     def _leave(self, call: Call, outcome: str) -> None:
         if call.method == "watch":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
+from fedlab._words import counted
 from fedlab.errors import InvalidRequest
 from fedlab.hub.neighbours import FLOOR, SLACK
 from fedlab.hub.schema import episodes, recalls
@@ -57,7 +58,7 @@ class MaxAge(RetentionPolicy, frozen=True):
         return episodes.c.created_at < rows.before(self.days)
 
     def __str__(self) -> str:
-        return f"keep what is at most {self.days:g} days old"
+        return f"keep what is at most {counted(self.days, 'day')} old"
 
 
 class MinReward(RetentionPolicy, frozen=True):
@@ -142,8 +143,8 @@ class MaxEpisodes(RetentionPolicy, frozen=True):
 
     def __str__(self) -> str:
         if self.keep == "random":
-            return f"keep {self.n:,} episodes at random (seed {self.seed})"
-        return f"keep the {self.keep.replace('_', ' ')} {self.n:,} episodes"
+            return f"keep {counted(self.n, 'episode')} at random (seed {self.seed})"
+        return f"keep the {self.keep.replace('_', ' ')} {counted(self.n, 'episode')}"
 
 
 class MaxBytes(RetentionPolicy, frozen=True):
@@ -193,7 +194,7 @@ class Decay(RetentionPolicy, frozen=True):
 
     def __str__(self) -> str:
         return (
-            f"keep what is worth at least {self.floor:g}, where a reward halves every {self.half_life:g} days"
+            f"keep what is worth at least {self.floor:g}, where a reward halves every {counted(self.half_life, 'day')}"
             " and each use as a source adds 1"
         )
 
@@ -236,7 +237,7 @@ class Unused(RetentionPolicy, frozen=True):
             if self.by == "recalled"
             else f"is a source of a success (a reward of at least {self.success:g})"
         )
-        return f"keep what {used} or is at most {self.after:g} days old"
+        return f"keep what {used} or is at most {counted(self.after, 'day')} old"
 
 
 class Distinct(RetentionPolicy, frozen=True):

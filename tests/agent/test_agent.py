@@ -252,7 +252,7 @@ async def test_a_lifetime_that_ends_while_disconnected_keeps_the_episodes(embedd
     await ended(agent)
     assert agent.unsynced_episodes == [episode]
     assert agent.unsynced == 1
-    assert "1 episodes that the hub does not have" in caplog.text
+    assert "1 episode that the hub does not have" in caplog.text
     with pytest.raises(UnsyncedEpisodes) as caught:
         await agent.destroy()
     assert caught.value.episodes == [episode]
@@ -372,7 +372,7 @@ async def test_an_agent_that_is_dropped_with_unsynced_episodes_says_so(embedded,
 async def test_representations_tell_the_state(embedded, doing):
     agent = await embedded.spawn(agent_id="agent-001")
     await agent.store_episode(**doing)
-    assert repr(agent) == ("<EphemeralAgent acme-corp/agent-001: alive, 300 s left, 1 memories in RAM, 1 unsynced>")
+    assert repr(agent) == ("<EphemeralAgent acme-corp/agent-001: alive, 300 s left, 1 memory in RAM, 1 unsynced>")
     assert agent._repr_html_().startswith("<b>EphemeralAgent acme-corp/agent-001</b>")
     await agent.destroy()
     assert repr(agent) == "<EphemeralAgent acme-corp/agent-001: destroyed>"
@@ -403,6 +403,18 @@ async def test_several_queries_at_once_search_hub_and_ram(site):
     with pytest.raises(InvalidRequest, match="sequence of texts or vectors"):
         await agent.query_many("alpha")
     await agent.destroy()
+
+
+@pytest.mark.parametrize("lifetime", [60, 600, 7200])
+async def test_a_token_that_an_agent_made_itself_ends_a_minute_after_the_agent(lifetime):
+    with Hub(":memory:", embedder="hashing") as hub:
+        async with (
+            serve(hub, port=0) as server,
+            EphemeralAgent.spawn(server.url, "acme", lifetime, any_lifetime=True) as agent,
+        ):
+            (session,) = server._sessions
+            assert (session.identity.tenant_id, session.identity.agent_id) == ("acme", agent.agent_id)
+            assert session.identity.expires_at == pytest.approx(agent.expires_at / 1000 + 60, abs=2)
 
 
 async def test_a_token_that_ends_before_its_agent_is_said_at_once(caplog):

@@ -113,7 +113,7 @@ async def test_an_id_with_other_content_is_an_error_and_loses_nothing(site, doin
         await agent.sync_with_hub()
     assert agent.unsynced == 1
     assert agent.alive
-    with pytest.raises(Exception, match="1 episodes that the hub does not have") as caught:
+    with pytest.raises(Exception, match="1 episode that the hub does not have") as caught:
         await agent.destroy()
     assert [episode.id for episode in caught.value.episodes] == [mine.id]
     assert site.agent_status(agent.agent_id) == "destroyed"

@@ -450,9 +450,18 @@ def test_closing_under_load_ends_calls_well_or_with_hub_unavailable(tmp_path, ep
         assert hub.verify().problems == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"lease": 0}, {"lease": float("nan")}, {"lease": float("inf")}, {"lease": "5"}, {"max_agents_per_tenant": 0}],
+)
+def test_a_limit_that_is_none_is_refused_by_name(options):
+    with pytest.raises(InvalidRequest, match=next(iter(options))):
+        Hub(":memory:", embedder="hashing", **options)
+
+
 def test_a_hub_tells_its_state(hub, episode):
     hub.put(episode(1))
-    assert "1 episodes of 1 tenants" in repr(hub)
+    assert "1 episode of 1 tenant" in repr(hub)
     assert issubclass(HubUnavailable, FedlabError)
     info = hub.info()
     assert (info.embedder, info.dimension, info.epoch, len(info.hub_id)) == ("hashing-384", 384, 1, 36)

@@ -467,7 +467,7 @@ def test_a_preview_says_what_would_go_and_what_recall_would_be_and_changes_nothi
     assert preview.recall.changed == 4.5
     assert preview.recall.reward_before == pytest.approx(0.6)
     assert preview.recall.reward_after == pytest.approx((10 * 0.95 + 0.25 + 9 * 0.95) / 20)
-    said = ("9 of 20 episodes would go", "task 1 9", "1 stay because they are held", "0.600 →", "stays, by age: 1 to 7")
+    said = ("9 of 20 episodes would go", "task 1 9", "1 stays because it is held", "0.600 →", "stays, by age: 1 to 7")
     for sentence in said:
         assert sentence in str(preview)
     # What is held stays then, too; of the young ones none is as old in 27 days, and all but the held one in 29.
@@ -625,3 +625,10 @@ def test_90_days_and_070_on_a_hub_of_100_000_while_others_push_and_recall(small)
     assert not any(met)
     assert not {memory.id for memory in hub.recall("acme", DIRECTIONS[1], 10_000)} & gone
     assert hub.verify().ok
+
+
+@pytest.mark.parametrize("days", [36_500, 1e12, 1e300])
+def test_more_days_than_there_were_keep_everything(hub, episode, days):
+    hub.put([episode(n) for n in range(3)])
+    hub.set_retention("acme", MaxAge(days))
+    assert (hub.preview_retention("acme").removed, hub.apply_retention("acme").removed) == (0, {"acme": 0})

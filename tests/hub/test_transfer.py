@@ -337,7 +337,7 @@ def test_an_import_that_breaks_off_says_how_far_it_came_and_goes_on_next_time(ex
             return put(batch)
 
         monkeypatch.setattr(other, "put", failing)
-        with pytest.raises(HubUnavailable, match=r"gone \(500 of the 1,200 episodes .*import it again"):
+        with pytest.raises(HubUnavailable, match=r"gone \(500 of 1,200 episodes .*import it again"):
             other.import_tenant(path)
         monkeypatch.undo()
         report = other.import_tenant(path)

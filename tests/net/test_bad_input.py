@@ -52,6 +52,7 @@ async def test_random_and_truncated_frames_get_an_error_frame(raw: Raw):
         ({"episodes": [7]}, "invalid_episode"),
         ({"episodes": [{}]}, "invalid_episode"),
         ({"episodes": [GOOD], "extra": 1}, "invalid_request"),
+        ({"episodes": [GOOD | {"metdata": {}}]}, "invalid_episode"),
         ({"episodes": [GOOD | {"reward": "0.9"}]}, "invalid_episode"),
         ({"episodes": [GOOD | {"reward": float("nan")}]}, "invalid_episode"),
         ({"episodes": [GOOD | {"reward": float("inf")}]}, "invalid_episode"),
@@ -128,6 +129,19 @@ async def test_bytes_that_are_no_text_are_answered_under_their_id(json_raw: Raw)
 
 
 @pytest.mark.parametrize(
+    ("method", "params", "says"),
+    [
+        ("recall", {"tenant_id": "acme", "query": "x"}, "the fields are tenant_id, text, vector, k, policy"),
+        ("put", {"episodes": [GOOD | {"metdata": {}}]}, "expires_at"),
+        ("info", {"tenant_id": "acme"}, "the fields are none"),
+    ],
+)
+async def test_a_field_that_does_not_exist_is_refused_with_those_that_do(raw: Raw, method: str, params: Any, says: str):
+    await raw.send(MSGPACK.encode(Request(6, method, params)))
+    assert says in (await raw.answer())["fault"]["message"]
+
+
+@pytest.mark.parametrize(
     ("method", "params"),
     [
         ("no_such_method", {}),
@@ -138,6 +152,7 @@ async def test_bytes_that_are_no_text_are_answered_under_their_id(json_raw: Raw)
         ("recall", {"tenant_id": "acme", "k": 2**70, "text": "x"}),
         ("recall", {"tenant_id": "acme", "text": "x", "vector": [1.0] * 384}),
         ("recall", {"tenant_id": "acme"}),
+        ("recall", {"tenant_id": "acme", "text": "x", "policy": {"similrity": 1}}),
         ("recall", {"tenant_id": "acme", "text": "x", "policy": {"similarity": "much"}}),
         ("recall", {"tenant_id": "acme", "text": "x", "policy": {}}),
         ("episodes", {"after": -1}),

@@ -199,6 +199,33 @@ async def test_a_restarted_hub_is_found_again_and_subscriptions_go_on(tmp_path: 
         await connection.close()
 
 
+async def test_a_subscription_to_a_hub_that_was_restored_ends_and_says_so(tmp_path: Path, episode: Make):
+    """What came after the backup has numbers that mean other changes now: to go on after them would leave some out."""
+    path = tmp_path / "lab"
+    async with fedlab.serve(path, port=0, embedder="hashing") as server:
+        port = server.port
+        connection = fedlab.connect(server.url)
+        await connection.put(episode(0))
+        await asyncio.to_thread(server.hub.backup, tmp_path / "backup")
+        await connection.put([episode(n) for n in range(1, 4)])
+        changes = connection.subscribe("acme", after=0)
+        seen = [await anext(changes) for _ in range(5)]
+        waiting = asyncio.ensure_future(anext(changes))
+        await connection.info()
+    Hub.restore(tmp_path / "backup", path, overwrite=True).close()
+    async with fedlab.serve(path, port=port) as server:
+        await connection.put([episode(n) for n in range(10, 30)])
+        assert server.hub.info().seq > seen[-1].seq
+        async with asyncio.timeout(30):
+            with pytest.raises(InvalidRequest, match="restored"):
+                await waiting
+            again = connection.subscribe("acme", after=0)
+            assert [(await anext(again)).seq for _ in range(22)] == server.hub.changes(tenant_id="acme")[
+                "seq"
+            ].to_list()
+        await connection.close()
+
+
 async def test_a_hub_that_is_away_is_named_and_then_tried_once(token: Any, server: HubServer):
     async with Proxy(server.port) as proxy:
         url = proxy.url

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import ipaddress
 import json
 import signal
 import subprocess
@@ -17,10 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from websockets.asyncio.client import connect as dial
 from websockets.exceptions import InvalidStatus
 
@@ -28,6 +23,7 @@ import fedlab
 from fedlab import Episode, FedlabError, Hashing, Hub, HubLocked, HubUnavailable, InvalidRequest
 from fedlab.net import HubServer, Settings
 from fedlab.net.discovery import find
+from fedlab.net.server import TOKEN_PROTOCOL
 
 from .conftest import until
 
@@ -68,6 +64,7 @@ async def test_metrics_count_requests_outcomes_and_the_hubs_numbers(server: HubS
         await hub.spawn_agent("acme", "a", lifetime=60)
         with pytest.raises(FedlabError):
             await hub.recall("nobody", "x")
+        assert (await get(server, "/"))[0] == 401
         status, kind, body = await get(server, "/metrics")
     assert status == 200
     assert kind.startswith("text/plain")
@@ -75,6 +72,7 @@ async def test_metrics_count_requests_outcomes_and_the_hubs_numbers(server: HubS
     assert 'fedlab_requests_total{method="put",outcome="ok"} 1.0' in lines
     assert 'fedlab_requests_total{method="recall",outcome="unknown_tenant"} 1.0' in lines
     assert 'fedlab_request_seconds_count{method="put"} 1.0' in lines
+    assert 'fedlab_refused_total{status="401"} 1.0' in lines
     assert {"fedlab_connections 1.0", "fedlab_episodes 3.0", "fedlab_agents_alive 1.0"} <= lines
 
 
@@ -103,6 +101,26 @@ async def test_an_origin_that_the_operator_allows_may_connect(hub: Hub):
     async with fedlab.serve(hub, port=0, settings=Settings(origins=("https://lab.example",))) as server:
         assert (await get(server, "/health", Origin="https://lab.example"))[0] == 200
         assert (await get(server, "/health", Origin="https://lab.example.evil"))[0] == 403
+
+
+async def test_a_page_of_an_allowed_origin_brings_its_token_as_a_subprotocol(hub: Hub, token: Any):
+    """It can set no header."""
+    good = TOKEN_PROTOCOL + token("acme", "observer")
+    async with fedlab.serve(hub, port=0, settings=Settings(origins=("https://lab.example",))) as server:
+
+        def page(*protocols: str, origin: Any = "https://lab.example") -> Any:
+            return dial(server.url, origin=origin, subprotocols=list(protocols), proxy=None)  # type: ignore[arg-type]
+
+        async with page("fedlab.v1.json", good) as socket:
+            assert socket.subprotocol == "fedlab.v1.json"
+            await socket.send('{"id": 1, "method": "info"}')
+            result = json.loads(await socket.recv())["result"]
+            assert (result["role"], result["tenant_id"]) == ("observer", "acme")
+        for protocols in (["fedlab.v1.json"], ["fedlab.v1.json", good[:-3] + "AAA"], ["fedlab.v1.json", good, good]):
+            with pytest.raises(InvalidStatus, match="401"):
+                await page(*protocols)
+        with pytest.raises(InvalidStatus, match="403"):
+            await page("fedlab.v1.json", good, origin="https://evil.example")
 
 
 async def test_connections_over_the_limit_are_refused(hub: Hub):
@@ -141,30 +159,6 @@ def test_listening_beyond_this_machine_without_tls_is_refused(hub: Hub, host: st
 async def test_the_operator_may_insist_on_no_tls(hub: Hub):
     async with fedlab.serve(hub, "0.0.0.0", 0, insecure=True) as server, fedlab.connect(server.url) as connection:
         assert (await connection.info()).hub_id == hub.info().hub_id
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedlab test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
-    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    return cert_file, key_file
 
 
 async def test_tls_is_checked_against_the_authorities_that_are_named(hub: Hub, certificate: tuple[Path, Path]):
@@ -286,12 +280,18 @@ async def test_what_is_under_way_at_shutdown_is_finished(tmp_path: Path, episode
         put = asyncio.ensure_future(connection.put(episode()))
         await asyncio.to_thread(begun.wait, 10)
         closing = asyncio.ensure_future(server.close())
+        await until(lambda: server.closing)
+        late = asyncio.ensure_future(connection.put(episode(1)))
         for _ in range(200):  # enough for a goodbye, if one were said
             await asyncio.sleep(0)
         go_on.set()
         assert await put == server.hub.info().seq
         await closing
+        with pytest.raises(HubUnavailable):
+            await late
     await connection.close()
+    with Hub(tmp_path / "lab") as hub:
+        assert hub.stats().episodes == 1, "what came later was not begun"
 
 
 async def test_what_was_acknowledged_before_a_shutdown_is_there(tmp_path: Path, episode: Make):

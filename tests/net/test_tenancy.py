@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 
 import fedlab
 from fedlab import AuthenticationError, Episode, Hub, MinReward, PermissionDenied, UnknownTenant
 from fedlab.net import HubServer
+from fedlab.net.protocol import MSGPACK, Request
+from fedlab.net.session import EXPIRED
+
+from .conftest import dialled
 
 Make = Callable[..., Episode]
 
@@ -48,7 +54,10 @@ async def test_calls_without_a_tenant_are_about_the_tokens_own(server: HubServer
         assert set((await hub.episodes())["tenant_id"]) == {"acme"}
         assert set((await hub.changes())["tenant_id"]) == {"acme"}
         assert (await hub.tenants())["tenant_id"].to_list() == ["acme"]
-        assert (await hub.stats()).episodes == 5
+        stats, info, last = await hub.stats(), await hub.info(), (await hub.changes())["seq"].max()
+        assert stats.episodes == 5
+        # The log's numbers are the hub's: whoever reads on after them misses nothing of their own.
+        assert stats.seq == info.seq == server.hub.info().seq > last
         assert (await hub.agents()).is_empty()
         async with aclosing(hub.subscribe(after=0)) as changes:  # type: ignore[type-var]  # it is a generator
             assert (await anext(changes)).tenant_id == "acme"
@@ -89,7 +98,9 @@ async def test_an_agent_writes_as_itself_only(server: HubServer, token: Any, epi
             with pytest.raises(PermissionDenied):
                 await call
         assert hub.info().seq == before
-        await connection.spawn_agent("acme", "me", lifetime=9)
+        life = await connection.begin_life("acme", "me", lifetime=9)
+        assert life.hub == await connection.info(), "who spawns is told what it may do, and no more"
+        assert (life.hub.role, life.hub.tenant_id) == ("agent", "acme")
         await connection.sync_agent("acme", "me", [episode(55, agent_id="me")], after=0, ending="destroyed")
         await connection.put(episode(56, agent_id="me"))
 
@@ -141,6 +152,27 @@ async def test_a_token_of_another_hub_is_refused(server: HubServer, token: Any):
             with pytest.raises(AuthenticationError):
                 async with fedlab.connect(elsewhere.url, token("acme", "agent")):
                     pass
+
+
+async def test_a_connection_that_only_listens_ends_with_its_token_too(server: HubServer, token: Any):
+    async with dialled(server, token("acme", "observer", expires_in=1), "fedlab.v1.msgpack") as raw:
+        await raw.send(MSGPACK.encode(Request(1, "watch", {"after": 10**6, "wait": 60.0})))
+        await raw.socket.wait_closed()
+        assert (raw.socket.close_code, raw.socket.close_reason) == (EXPIRED, "the token has expired")
+
+
+async def test_nothing_is_taken_with_a_token_that_has_just_expired(
+    server: HubServer, hub: Hub, token: Any, episode: Make
+):
+    before = hub.info().seq
+    async with dialled(server, token("acme", "agent"), "fedlab.v1.msgpack") as raw:
+        assert (await raw.ask("info", {}))["result"]
+        (session,) = server._sessions
+        session.identity = msgspec.structs.replace(session.identity, expires_at=time.time())  # its timer is late
+        await raw.send(MSGPACK.encode(Request(2, "put", {"episodes": [episode(70)]})))
+        await raw.socket.wait_closed()
+        assert raw.socket.close_code == EXPIRED
+    assert hub.info().seq == before
 
 
 async def test_a_token_that_expires_ends_the_connection(server: HubServer, token: Any):
