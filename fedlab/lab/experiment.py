@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedlab import _html
 from fedlab.agent.spawning import check_lifetime
-from fedlab.lab.arm import Arm, Islands, check_object, wrong
+from fedlab.errors import InvalidRequest
+from fedlab.lab.arm import NO_WORLD, Arm, Islands, check_object, wrong
 from fedlab.recall import check_count
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise wrong("seeds", "different numbers, at least one", self.seeds)
         check_lifetime(self.lifetime, any_lifetime=False)
+        if isinstance(self.world, Islands):
+            raise InvalidRequest(NO_WORLD, field="world")
         check_object(self.world, "world", ("tasks", "reward"))
         _check_arms(self.arms, self.agents_per_generation)
 
