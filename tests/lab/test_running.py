@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import json
+import platform
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -173,6 +175,24 @@ def test_the_code_of_what_is_wrapped_counts_and_that_of_the_library_does_not():
     methods = {"__init__", "tasks", "reward", "helpful"}
     copier = {"__init__", "queries", "act"}
     assert set(found) == {f"world.world.{each}" for each in methods} | {f"arms[b].learner.{each}" for each in copier}
+
+
+def test_a_run_says_what_it_was_made_of_and_how_long_it_took(tmp_path):
+    world = worlds.NoisyReward(worlds.Digits(), 0.1)
+    tried = experiment(Arm("guess", learners.ZeroShot()), world=world)
+    tried.run_sync(tmp_path / "run", progress=False)
+    held = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert held["experiment"]["seeds"] == [0, 7]
+    assert held["experiment"]["world"]["sigma"] == 0.1
+    assert held["data_hash"] == world.data_hash
+    assert held["versions"]["python"] == platform.python_version()
+    assert held["versions"]["polars"] == pl.__version__
+    assert held["platform"]["machine"] == platform.machine()
+    (timing,) = json.loads((tmp_path / "run/timings.json").read_text())
+    assert timing["cells"] == 2
+    assert timing["seconds"] > 0
+    tried.run_sync(tmp_path / "run", progress=False)
+    assert [each["cells"] for each in json.loads((tmp_path / "run/timings.json").read_text())] == [2, 0]
 
 
 def test_a_directory_with_other_things_is_refused(tmp_path):
