@@ -330,7 +330,11 @@ def test_a_wrong_arm_is_refused(changed, said):
     [
         (Islands, (2, 3.0), "migration must be a finite number from 0 to 1, not float 3.0"),
         (Islands, (2.5,), "tenants must be an integer from 1, not 2.5"),
-        (worlds.Islands, (Parity(), 0.1), r"Islands are how the agents of an arm share, and no world: Arm\(…, sharing="),
+        (
+            worlds.Islands,
+            (Parity(), 0.1),
+            r"Islands are how the agents of an arm share, and no world: Arm\(…, sharing=",
+        ),
         (NoisyEvaluator, ("a",), "sigma must be a finite number from 0, not str 'a'"),
         (NoisyEvaluator, (-1,), "sigma must be a finite number from 0, not int -1"),
         (NoisyEvaluator, (1, float("nan")), "threshold must be a finite number, not float nan"),

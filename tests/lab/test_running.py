@@ -17,7 +17,7 @@ import pytest
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
 from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, learners, running, worlds
 from fedlab.lab.calm import calm
-from fedlab.lab.manifest import code_of
+from fedlab.lab.manifest import code_of, manifest
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import free_port
 
@@ -146,6 +146,25 @@ def test_what_a_learner_was_made_with_is_compared_also_where_it_is_private(tmp_p
     experiment(Arm("a", Private(1, functools.partial(round, ndigits=1)))).run_sync(tmp_path / "run", progress=False)
     with pytest.raises(InvalidRequest, match=said):
         experiment(Arm("a", other)).run_sync(tmp_path / "run", progress=False)
+
+
+class Asks(Copier):
+    """Needs a key to somebody's model."""
+
+    def __init__(self, model, api_key):
+        super().__init__()
+        self.model, self._api_key = model, api_key
+
+
+@pytest.mark.parametrize("kind", [Asks, functools.partial(learners.ChatModel, "http://127.0.0.1:9/v1")])
+def test_a_key_is_not_written_down_and_another_one_is_no_other_experiment(kind):
+    def run(key):
+        return experiment(Arm("a", kind("tiny", api_key=key)))
+
+    text = json.dumps(manifest(run("sk-of-mine"), None))
+    assert "tiny" in text
+    assert "sk-of-mine" not in text
+    assert text == json.dumps(manifest(run("sk-of-yours"), None))
 
 
 def test_who_goes_on_with_other_code_is_told_and_keeps_what_is_finished(tmp_path):
