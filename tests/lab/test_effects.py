@@ -90,7 +90,7 @@ def test_on_slippery_ice_the_maximum_takes_luck_for_skill_and_the_mean_does_bett
     assert results.table("maximum", last=5) in told
 
 
-@pytest.mark.parametrize("id", ["CliffWalking-v1", "Taxi-v4"])
+@pytest.mark.parametrize("id", ["CliffWalking-v1", "Taxi-v4", "CartPole-v1"])
 def test_control_with_memory_beats_chance(id, tmp_path):
     world = worlds.Gymnasium(id, max_steps=40, discount=0.9)
     arms = [Arm("no memory", learners.ZeroShot()), Arm("memory", learners.EpisodicControl())]
