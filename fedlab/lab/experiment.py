@@ -104,8 +104,16 @@ class Experiment:
         return await Run(self, directory, hub=hub, keep_hubs=keep_hubs).go(workers, progress=progress)
 
     def run_sync(self, directory: str | os.PathLike[str], **options: Any) -> Results:
-        """As `run`, where no event loop is running: in a script, or on the shell."""
-        return asyncio.run(self.run(directory, **options))
+        """As `run`, where no event loop is running: in a script, or on the shell.
+
+        Raises:
+            InvalidRequest: In a notebook, where one is.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.run(directory, **options))
+        raise InvalidRequest("an event loop is running here, as in a notebook: await experiment.run(…) instead")
 
     def _repr_html_(self) -> str:
         title = (

@@ -15,7 +15,19 @@ import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
-from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, learners, running, worlds
+from fedlab.lab import (
+    Answer,
+    Arm,
+    Islands,
+    NoisyEvaluator,
+    Outcome,
+    Query,
+    Results,
+    check_world,
+    learners,
+    running,
+    worlds,
+)
 from fedlab.lab.calm import calm
 from fedlab.lab.manifest import code_of, manifest
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
@@ -413,3 +425,32 @@ def test_frames_are_read_from_parquet_in_the_order_of_the_experiment(tmp_path):
     results = experiment(seeds=[7, 0]).run_sync(tmp_path / "run", progress=False)
     expected = results.generations.sort(pl.col("arm") != "copier", "seed", "generation")
     assert results.generations.equals(expected)
+
+
+@pytest.mark.parametrize("file", ["cells/islands.7/episodes.parquet", "costs/islands.7.parquet"])
+def test_a_damaged_file_is_named_and_its_cell_can_be_had_anew(once, tmp_path, file):
+    import shutil
+
+    experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    damaged, cell = tmp_path / "run" / file, tmp_path / "run/cells/islands.7"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    results = Results.open(tmp_path / "run")
+    with pytest.raises(InvalidRequest, match=f"{damaged} is damaged .*: delete {cell}, and run"):
+        _ = results.episodes.height + results.costs.height
+    shutil.rmtree(cell)
+    results = experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    assert files(tmp_path / "run") == once
+    assert results.costs.height == 3 * 2 * len(MANY)
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    experiment().run_sync(tmp_path / "run", progress=False)
+    (tmp_path / "run/manifest.json").write_text('{"experiment": ')
+    with pytest.raises(InvalidRequest, match=r"manifest.json is damaged .*: run the experiment in another directory"):
+        experiment().run_sync(tmp_path / "run", progress=False)
+
+
+async def test_who_runs_where_a_loop_is_running_is_told_to_await(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"await experiment.run\(…\) instead"):
+        experiment().run_sync(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
