@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fedlab.lab.learner import Learner
 
 
+NO_WORLD = "Islands are how the agents of an arm share, and no world: Arm(…, sharing=Islands(tenants=4, migration=0.1))"
+"""What is said to whoever would wrap a world in them."""
+
+
 @dataclass(frozen=True)
 class NoisyEvaluator:
     """Agents write what they believe to be a success: they see the reward with noise.
@@ -56,6 +60,8 @@ class Islands:
     migration: float = 0.0
 
     def __post_init__(self) -> None:
+        if hasattr(self.tenants, "tasks"):
+            raise InvalidRequest(NO_WORLD, field="tenants")
         check_count(self.tenants, "tenants", least=1)
         _check_number(self.migration, "migration", least=0, most=1)
 

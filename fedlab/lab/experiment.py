@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fedlab import _html
 from fedlab._words import counted
 from fedlab.agent.spawning import check_lifetime
-from fedlab.lab.arm import Arm, Islands, check_object, wrong
+from fedlab.errors import InvalidRequest
+from fedlab.lab.arm import NO_WORLD, Arm, Islands, check_object, wrong
 from fedlab.recall import check_count
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise wrong("seeds", "different numbers, at least one", self.seeds)
         check_lifetime(self.lifetime, any_lifetime=False)
+        if isinstance(self.world, Islands):
+            raise InvalidRequest(NO_WORLD, field="world")
         check_object(self.world, "world", ("tasks", "reward"))
         _check_arms(self.arms, self.agents_per_generation)
 
@@ -102,8 +105,16 @@ class Experiment:
         return await Run(self, directory, hub=hub, keep_hubs=keep_hubs).go(workers, progress=progress)
 
     def run_sync(self, directory: str | os.PathLike[str], **options: Any) -> Results:
-        """As `run`, where no event loop is running: in a script, or on the shell."""
-        return asyncio.run(self.run(directory, **options))
+        """As `run`, where no event loop is running: in a script, or on the shell.
+
+        Raises:
+            InvalidRequest: In a notebook, where one is.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.run(directory, **options))
+        raise InvalidRequest("an event loop is running here, as in a notebook: await experiment.run(…) instead")
 
     def _repr_html_(self) -> str:
         title = (

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import platform
+import re
 import sys
 import sysconfig
 import types
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fedlab.lab.experiment import Experiment
 
 PACKAGES = ("numpy", "polars", "sqlalchemy", "usearch", "sentence-transformers", "torch")
+SECRET = re.compile(r"(api_?key|(api|auth|access)_?token|password|secret)$", re.IGNORECASE)
+"""Ends of names of what is nobody else's business: who is given a run is not given a key."""
 LONGEST = 500
 """Characters of a value that is written down as it is; of a longer one there is the hash."""
 
@@ -108,7 +111,11 @@ def _described(value: object) -> Any:
     given = _arguments(type(value))
     return {
         "class": _name(value),
-        **{k: describe(v) for k, v in held.items() if not k.startswith("_") or k.lstrip("_") in given},
+        **{
+            name: describe(each)
+            for name, each in held.items()
+            if not SECRET.search(name) and (not name.startswith("_") or name.lstrip("_") in given)
+        },
     }
 
 

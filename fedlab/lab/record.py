@@ -6,9 +6,11 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from fedlab._polars import pl
+from fedlab.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from fedlab.lab.store import Forgotten
 
@@ -115,3 +117,19 @@ class Record:
             pl.DataFrame(own, schema=schema, orient="row").write_parquet(buffer)
             files[name] = buffer.getvalue()
         return files
+
+
+def check_files(files: Iterable[Path]) -> None:
+    """Look for one that is not as it was written.
+
+    Raises:
+        InvalidRequest: If there is one; it names the file, and the way to have it again.
+    """
+    for file in files:
+        try:
+            pl.read_parquet(file)
+        except pl.exceptions.PolarsError as error:
+            cell = file.parents[1] / "cells" / file.stem if file.parent.name == "costs" else file.parent
+            raise InvalidRequest(
+                f"{file} is damaged ({error}): delete {cell}, and run the experiment again to have it anew"
+            ) from None

@@ -20,7 +20,7 @@ from fedlab.errors import InvalidRequest
 from fedlab.lab import statistics
 from fedlab.lab.arm import slug
 from fedlab.lab.lineage import Lineage, trace
-from fedlab.lab.record import PHASES, SCHEMAS
+from fedlab.lab.record import PHASES, SCHEMAS, check_files
 
 if TYPE_CHECKING:
     import os
@@ -73,22 +73,22 @@ class Results:
     @cached_property
     def episodes(self) -> pl.DataFrame:
         """One row for each outcome."""
-        return self.scan("episodes").collect()
+        return self._read("episodes")
 
     @cached_property
     def generations(self) -> pl.DataFrame:
         """One row for each generation of each cell."""
-        return self.scan("generations").collect()
+        return self._read("generations")
 
     @cached_property
     def agents(self) -> pl.DataFrame:
         """One row for each life."""
-        return self.scan("agents").collect()
+        return self._read("agents")
 
     @cached_property
     def costs(self) -> pl.DataFrame:
         """Milliseconds by phase and bytes on disk, one row for each generation of each cell; no two runs agree."""
-        return self.scan("costs").collect()
+        return self._read("costs")
 
     @property
     def theory(self) -> dict[str, list[float]]:
@@ -153,11 +153,20 @@ class Results:
         """
         if name not in SCHEMAS:
             raise InvalidRequest(f"there is no frame {name!r}, but {', '.join(SCHEMAS)}", field="name")
-        files = sorted(self.directory.glob("costs/*.parquet" if name == "costs" else f"cells/*/{name}.parquet"))
-        if not files:
+        if not (files := self._files(name)):
             return pl.LazyFrame(schema=SCHEMAS[name])
         order = [each for each in ("seed", "generation", "agent", "step") if each in SCHEMAS[name]]
         return pl.scan_parquet(files).sort(self._place, *order, maintain_order=True)
+
+    def _files(self, name: str) -> list[Path]:
+        return sorted(self.directory.glob("costs/*.parquet" if name == "costs" else f"cells/*/{name}.parquet"))
+
+    def _read(self, name: str) -> pl.DataFrame:
+        try:
+            return self.scan(name).collect()
+        except pl.exceptions.PolarsError:
+            check_files(self._files(name))
+            raise
 
     def summary(
         self,

@@ -272,7 +272,10 @@ class Run:
             except OSError as error:
                 raise self._unwritable(error) from None
             return
-        old = msgspec.json.decode(file.read_bytes())
+        try:
+            old = msgspec.json.decode(file.read_bytes())
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest(f"{file} is damaged ({error}): run the experiment in another directory") from None
         compared = [{name: each.get(name) for name in ("experiment", "hub", "data_hash")} for each in (old, new)]
         # As JSON has it: a tuple is a list there.
         if found := differences(compared[0], msgspec.json.decode(msgspec.json.encode(compared[1]))):

@@ -218,7 +218,8 @@ def _step(task: Task, memories: Sequence[Memory], answer: Answer, learner: Learn
     recalled = tuple([memory.episode.id for memory in memories])
     used = recalled if answer.used is None else answer.used
     given = (used,) if isinstance(used, str) or not isinstance(used, Iterable) else tuple(used)
-    if unknown := [each for each in given if each not in recalled]:
+    known = set(recalled)  # of a thousand there may be
+    if unknown := [each for each in given if each not in known]:
         raise InvalidRequest(
             f"{type(learner).__name__}.act used {unknown[0]!r:.80}, which is none of the {len(recalled)} memories that"
             " were recalled: used is a sequence of their ids",

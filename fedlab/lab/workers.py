@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Workers:
     def __init__(self, number: int) -> None:
         from loky import ProcessPoolExecutor
 
+        # A process that has grown since its first cell is replaced by a new one, and the run goes on. Cells differ in
+        # size, so that it is no sign of a leak, and nobody has anything to do about it.
+        warnings.filterwarnings("ignore", "A worker (was restarted|stopped) while some jobs were given to the executor")
         # Nothing is ever sent: what they hear is that our end is closed, by `close` or by our death.
         reader, self._end = multiprocessing.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(number, initializer=_listen, initargs=(reader, os.getpid()))

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from fedlab import Hub, InvalidRequest, MaxAge, MaxEpisodes, MinReward, Random
-from fedlab.lab import Arm, Islands, NoisyEvaluator, Outcome, Query, Task
+from fedlab.lab import Arm, Islands, NoisyEvaluator, Outcome, Query, Task, worlds
 from fedlab.retention import Unused
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import HubProcess
@@ -283,6 +283,7 @@ def test_similarity_that_is_asked_for_late_is_refused(tmp_path):
         ({"arms": ["copier"]}, "arms must be Arms, not str 'copier'"),
         ({"arms": [Arm("a", Copier(), sharing=Islands(3))]}, "1 to 2 tenants"),
         ({"world": object()}, "world must be an object with tasks and reward"),
+        ({"world": worlds.Islands(2)}, r"Islands are how the agents of an arm share, and no world: Arm\(…, sharing="),
         ({"world": Parity}, r"world must be an object, such as Parity\(…\), and no class"),
         ({"generations": 0}, "generations must be an integer from 1, not 0"),
         ({"seeds": [1, 1]}, "seeds must be different numbers"),
@@ -329,6 +330,11 @@ def test_a_wrong_arm_is_refused(changed, said):
     [
         (Islands, (2, 3.0), "migration must be a finite number from 0 to 1, not float 3.0"),
         (Islands, (2.5,), "tenants must be an integer from 1, not 2.5"),
+        (
+            worlds.Islands,
+            (Parity(), 0.1),
+            r"Islands are how the agents of an arm share, and no world: Arm\(…, sharing=",
+        ),
         (NoisyEvaluator, ("a",), "sigma must be a finite number from 0, not str 'a'"),
         (NoisyEvaluator, (-1,), "sigma must be a finite number from 0, not int -1"),
         (NoisyEvaluator, (1, float("nan")), "threshold must be a finite number, not float nan"),

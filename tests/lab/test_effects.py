@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
 
 from fedlab.lab import Arm, Experiment, ToolChoice, learners, worlds
+from fedlab.lab.config import load
 from fedlab.retention import MaxAge, MinReward
 
 pytestmark = pytest.mark.timeout(900)
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SEEDS = range(10)
 FIVE_GENERATIONS = MaxAge(days=50)
 
@@ -78,19 +82,15 @@ def test_a_shared_memory_finds_the_way_over_the_frozen_lake(tmp_path):
 
 
 def test_on_slippery_ice_the_maximum_takes_luck_for_skill_and_the_mean_does_better(tmp_path):
-    # Six fields, of which one is a hole. Who knows them always arrives: the optimum is 1.
-    lake = worlds.Gymnasium("FrozenLake-v1", desc=["SFF", "HFG"])
-    arms = [
-        Arm("maximum", learners.EpisodicControl(use="max", unknown=0.0, explore=0.3)),
-        Arm("mean", learners.EpisodicControl(use="mean", k=100, unknown=0.0, explore=0.3)),
-    ]
-    rewards = run(tmp_path, lake, arms, range(100, 120), generations=12, agents_per_generation=5, tasks_per_agent=2)
-    maximum, mean = rewards["maximum"][:, -6:], rewards["mean"][:, -6:]
-    assert gain(mean, maximum)[0] > 0
-    assert maximum.mean() < 0.5 < mean.mean()
+    results = load(str(NOTEBOOKS / "slippery_lake.toml")).run_sync(tmp_path / "run", workers=2, progress=False)
+    maximum, mean = results.summary("maximum", last=5).to_dicts()
+    assert mean["diff_low"] > 0
+    assert maximum["mean"] < 0.05 < mean["mean"]
+    told = "".join(cell.source for cell in nbformat.read(NOTEBOOKS / "06_reinforcement.ipynb", 4).cells)
+    assert results.table("maximum", last=5) in told
 
 
-@pytest.mark.parametrize("id", ["CliffWalking-v1", "Taxi-v4"])
+@pytest.mark.parametrize("id", ["CliffWalking-v1", "Taxi-v4", "CartPole-v1"])
 def test_control_with_memory_beats_chance(id, tmp_path):
     world = worlds.Gymnasium(id, max_steps=40, discount=0.9)
     arms = [Arm("no memory", learners.ZeroShot()), Arm("memory", learners.EpisodicControl())]

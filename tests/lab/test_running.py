@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import json
+import platform
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -13,9 +15,21 @@ import polars as pl
 import pytest
 
 from fedlab import ExperimentFailed, FedlabError, HubUnavailable, InvalidRequest, MaxAge
-from fedlab.lab import Answer, Arm, Islands, NoisyEvaluator, Outcome, Query, check_world, learners, running, worlds
+from fedlab.lab import (
+    Answer,
+    Arm,
+    Islands,
+    NoisyEvaluator,
+    Outcome,
+    Query,
+    Results,
+    check_world,
+    learners,
+    running,
+    worlds,
+)
 from fedlab.lab.calm import calm
-from fedlab.lab.manifest import code_of
+from fedlab.lab.manifest import code_of, manifest
 from tests.lab.small import Copier, Guesser, Parity, experiment, files
 from tests.processes import free_port
 
@@ -146,6 +160,25 @@ def test_what_a_learner_was_made_with_is_compared_also_where_it_is_private(tmp_p
         experiment(Arm("a", other)).run_sync(tmp_path / "run", progress=False)
 
 
+class Asks(Copier):
+    """Needs a key to somebody's model."""
+
+    def __init__(self, model, api_key):
+        super().__init__()
+        self.model, self._api_key = model, api_key
+
+
+@pytest.mark.parametrize("kind", [Asks, functools.partial(learners.ChatModel, "http://127.0.0.1:9/v1")])
+def test_a_key_is_not_written_down_and_another_one_is_no_other_experiment(kind):
+    def run(key):
+        return experiment(Arm("a", kind("tiny", api_key=key)))
+
+    text = json.dumps(manifest(run("sk-of-mine"), None))
+    assert "tiny" in text
+    assert "sk-of-mine" not in text
+    assert text == json.dumps(manifest(run("sk-of-yours"), None))
+
+
 def test_who_goes_on_with_other_code_is_told_and_keeps_what_is_finished(tmp_path):
     def learner(act):
         return type("Mine", (Copier,), {"act": act})()
@@ -173,6 +206,24 @@ def test_the_code_of_what_is_wrapped_counts_and_that_of_the_library_does_not():
     methods = {"__init__", "tasks", "reward", "helpful"}
     copier = {"__init__", "queries", "act"}
     assert set(found) == {f"world.world.{each}" for each in methods} | {f"arms[b].learner.{each}" for each in copier}
+
+
+def test_a_run_says_what_it_was_made_of_and_how_long_it_took(tmp_path):
+    world = worlds.NoisyReward(worlds.Digits(), 0.1)
+    tried = experiment(Arm("guess", learners.ZeroShot()), world=world)
+    tried.run_sync(tmp_path / "run", progress=False)
+    held = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert held["experiment"]["seeds"] == [0, 7]
+    assert held["experiment"]["world"]["sigma"] == 0.1
+    assert held["data_hash"] == world.data_hash
+    assert held["versions"]["python"] == platform.python_version()
+    assert held["versions"]["polars"] == pl.__version__
+    assert held["platform"]["machine"] == platform.machine()
+    (timing,) = json.loads((tmp_path / "run/timings.json").read_text())
+    assert timing["cells"] == 2
+    assert timing["seconds"] > 0
+    tried.run_sync(tmp_path / "run", progress=False)
+    assert [each["cells"] for each in json.loads((tmp_path / "run/timings.json").read_text())] == [2, 0]
 
 
 def test_a_directory_with_other_things_is_refused(tmp_path):
@@ -374,3 +425,32 @@ def test_frames_are_read_from_parquet_in_the_order_of_the_experiment(tmp_path):
     results = experiment(seeds=[7, 0]).run_sync(tmp_path / "run", progress=False)
     expected = results.generations.sort(pl.col("arm") != "copier", "seed", "generation")
     assert results.generations.equals(expected)
+
+
+@pytest.mark.parametrize("file", ["cells/islands.7/episodes.parquet", "costs/islands.7.parquet"])
+def test_a_damaged_file_is_named_and_its_cell_can_be_had_anew(once, tmp_path, file):
+    import shutil
+
+    experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    damaged, cell = tmp_path / "run" / file, tmp_path / "run/cells/islands.7"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    results = Results.open(tmp_path / "run")
+    with pytest.raises(InvalidRequest, match=f"{damaged} is damaged .*: delete {cell}, and run"):
+        _ = results.episodes.height + results.costs.height
+    shutil.rmtree(cell)
+    results = experiment(*MANY).run_sync(tmp_path / "run", progress=False)
+    assert files(tmp_path / "run") == once
+    assert results.costs.height == 3 * 2 * len(MANY)
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    experiment().run_sync(tmp_path / "run", progress=False)
+    (tmp_path / "run/manifest.json").write_text('{"experiment": ')
+    with pytest.raises(InvalidRequest, match=r"manifest.json is damaged .*: run the experiment in another directory"):
+        experiment().run_sync(tmp_path / "run", progress=False)
+
+
+async def test_who_runs_where_a_loop_is_running_is_told_to_await(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"await experiment.run\(…\) instead"):
+        experiment().run_sync(tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

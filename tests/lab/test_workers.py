@@ -16,6 +16,7 @@ import pytest
 
 from fedlab import Hub, connect_sync
 from fedlab.lab import Arm
+from fedlab.lab.workers import Workers
 from tests.lab.small import Copier, experiment, files
 from tests.processes import HubProcess
 
@@ -132,3 +133,20 @@ def test_when_the_process_is_killed_its_workers_say_goodbye_and_end(tmp_path, li
     with connect_sync(live) as connection:
         assert connection.agents().filter(status="alive").is_empty()
     check_goes_on(tmp_path, hub=live)
+
+
+def impatient():
+    """In a worker: from now on it is looked at after each piece of work how much it has grown."""
+    from loky import process_executor
+
+    process_executor._MEMORY_LEAK_CHECK_DELAY = -1.0
+    return os.getpid()
+
+
+async def test_a_worker_that_has_grown_is_replaced_without_a_word(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_MEMORY_LEAK_SIZE", "-1e12")  # whatever it has is more
+    workers = Workers(1)
+    futures = [workers.submit(impatient) for _ in range(6)]
+    processes = [await asyncio.wrap_future(each) for each in futures]
+    await workers.close()
+    assert len(set(processes)) > 1

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from fedlab.episode import Memory
+    from fedlab.episode import Episode, Memory
     from fedlab.lab.learner import Embed
     from fedlab.lab.world import Task, World
 
@@ -29,12 +29,13 @@ class EpisodicControl:
 
     Args:
         k: How many memories are looked at. Among the equally near they are the best with the maximum, and a
-            random choice with the mean.
+            random choice with the mean, which needs many of them where success is rare.
         use: The value of an action is the "max" of its returns, or their "mean". Where chance has a part in the
             outcome, the maximum takes luck for skill.
         unknown: The return that is expected of an action that was never tried here. If None, the mean of what others
             brought. With 0, where all returns are negative, every action is tried once.
-        explore: Probability of an action at random, as long as no action is known to be better than an unknown one.
+        explore: Probability of an action at random, as long as no action is known to be better than an unknown one:
+            for ever, if `unknown` is the most that can be had.
         radius: Least similarity of a state that counts as the same (cosine).
     """
 
@@ -67,21 +68,21 @@ class EpisodicControl:
 
     def act(self, task: Task, memories: Sequence[Memory], rng: np.random.Generator) -> Answer:
         """The action of the highest value, or one to explore."""
-        near = [memory for memory in memories if memory.similarity >= self.radius]
-        tried: dict[str, list[Memory]] = {}
-        for memory in near:
-            tried.setdefault(memory.output, []).append(memory)
-        values = {action: self._value([memory.reward for memory in those]) for action, those in tried.items()}
+        near = [memory.episode for memory in memories if memory.similarity >= self.radius]
+        tried: dict[str, list[Episode]] = {}
+        for episode in near:
+            tried.setdefault(episode.output, []).append(episode)
+        values = {action: self._value([episode.reward for episode in those]) for action, those in tried.items()}
         unknown = self.unknown
         if unknown is None:
-            unknown = sum(memory.reward for memory in near) / len(near) if near else 0.0
+            unknown = sum(episode.reward for episode in near) / len(near) if near else 0.0
         if max(values.values(), default=unknown) <= unknown and rng.random() < self.explore:
             actions = list(self._actions)
             return Answer(actions[int(rng.integers(len(actions)))], ())
         if len(near) < self.k:  # otherwise there may be more memories than these
             values |= {action: unknown for action in self._actions if action not in tried}
         action = best(values, rng)
-        return Answer(action, [memory.id for memory in tried.get(action, ())])
+        return Answer(action, [episode.id for episode in tried.get(action, ())])
 
     def _value(self, returns: list[float]) -> float:
         return max(returns) if self.use == "max" else sum(returns) / len(returns)

@@ -2,10 +2,14 @@
 
 Of two worlds the literature knows the answer (`CumulativeCulture`, `IteratedLearning`), the others have real data.
 What a world is, and how to write one, is in `fedlab.lab.world`.
+
+`NoisyReward` and `Drift` wrap any world. `Islands` are how its agents share, which an arm says:
+`Arm(…, sharing=worlds.Islands(4, migration=0.1))`.
 """
 
 from __future__ import annotations
 
+from fedlab.lab.arm import Islands
 from fedlab.lab.worlds.answered import Answered
 from fedlab.lab.worlds.cumulative_culture import CumulativeCulture
 from fedlab.lab.worlds.digits import Digits
@@ -23,6 +27,7 @@ __all__ = [
     "Digits",
     "Drift",
     "Gymnasium",
+    "Islands",
     "IteratedLearning",
     "LabelledText",
     "NoisyReward",
