@@ -81,6 +81,7 @@ def test_a_shared_memory_finds_the_way_over_the_frozen_lake(tmp_path):
     assert rewards[:, -1].mean() == 1.0
 
 
+@pytest.mark.timeout(1200)
 def test_on_slippery_ice_the_maximum_takes_luck_for_skill_and_the_mean_does_better(tmp_path):
     results = load(str(NOTEBOOKS / "slippery_lake.toml")).run_sync(tmp_path / "run", workers=2, progress=False)
     maximum, mean = results.summary("maximum", last=5).to_dicts()
