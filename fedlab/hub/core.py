@@ -70,6 +70,7 @@ class HubCore:
         keep_forgotten: timedelta | float | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
+        self._opened_at = self.clock.now()
         self._directory = Directory(path)
         self.path = self._directory.path
         self._listeners: list[Callable[[int], object]] = []
