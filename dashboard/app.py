@@ -24,18 +24,33 @@ def main() -> None:
         _side_bar()
     st.title(page.title)
     with look.guarded():
+        if sources.current() is None and page.url_path != "experiments":
+            look.note(
+                "No hub is open. `fedlab hub --data my-hub` runs one, `fedlab dashboard my-hub` shows it; or type its"
+                " URL or directory into the side bar, under 'Open another'."
+            )
+            return
         page.run()
 
 
 def _side_bar() -> None:
+    for target in st.query_params.get_all("open"):
+        _open(target)
     hubs = sources.hubs()
+    # What was not named at the start is part of the address of a view.
+    own = [each.target for each in st.session_state.own_sources]
+    if own != st.query_params.get_all("open"):
+        st.query_params["open"] = own
     if hubs:
-        st.selectbox("Hub", [*hubs], key="hub", bind="query-params", persist_state="session")
-    with st.expander("Open another", icon=":material/add:", expanded=not hubs and not sources.runs()):
+        st.selectbox("Hub", hubs, key="hub", **look.KEPT)
+    with (
+        st.expander("Open another", icon=":material/add:", expanded=not hubs and not sources.runs()),
+        st.form("open", border=False),
+    ):
         st.text_input("URL of a hub, or a directory", key="target", placeholder="ws://127.0.0.1:8443")
-        st.button("Open", on_click=_add)
-        if problem := st.session_state.pop("problem", None):
-            st.error(problem)
+        st.form_submit_button("Open", on_click=_add)
+    if problem := st.session_state.pop("problem", None):
+        st.error(problem)
     if (source := sources.current()) is not None and source.kind == "hub":
         typed = st.text_input(
             "Token",
@@ -46,21 +61,22 @@ def _side_bar() -> None:
         st.session_state.setdefault("tokens", {})[source.target] = typed or None
 
 
-def _add() -> None:
-    """Take what a visitor typed among the sources."""
+def _open(target: str) -> str | None:
+    """Take something among the sources; its name."""
     try:
-        source = sources.identify(st.session_state.target.strip(), given=False)
-        if source.kind != "hub" and not sources.start().own_rights:
-            st.session_state.problem = "Directories are open only to who started this dashboard: give the URL of a hub."
-            return
+        return sources.add(target)
     except FedlabError as error:
         st.session_state.problem = look.literal(error)
-        return
-    own = st.session_state.own_sources
-    if source.target not in [each.target for each in sources.sources()]:
-        own.append(source)
-    if source.kind != "run":
-        st.session_state.hub = source.name
+        return None
+
+
+def _add() -> None:
+    """Open what a visitor typed."""
+    if name := _open(st.session_state.target.strip()):
+        run = name in sources.runs()
+        st.session_state["run" if run else "hub"] = name
+        if run:
+            st.toast(look.literal(f"{name} is open: see the page {PAGES['experiments'][0]}"), icon=":material/labs:")
 
 
 main()

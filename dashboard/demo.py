@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedlab import Decay, Distinct, EphemeralAgent, KeepForever, MaxEpisodes, MinReward, connect
-from fedlab.episode import embedding_text
 from fedlab.errors import AgentExpired, FedlabError, HubUnavailable
-from fedlab.hub_process import HubProcess
+from fedlab.hub_process import HubProcess, end_with_stdin
 from fedlab.lab import ToolChoice
 
 if TYPE_CHECKING:
     from typing import Any
-
-    import numpy.typing as npt
 
     from fedlab.lab import Task
     from fedlab.net import HubConnection
@@ -56,31 +54,20 @@ class Live:
         self._url = url
         self._world = ToolChoice()
         self._rng = np.random.default_rng(0)
-        self._vectors: dict[str, npt.NDArray[np.float32]] = {}
 
     async def run(self) -> None:
         """Generation after generation, until it is cancelled."""
-        generation = 0
-        while True:
+        await self._connection.embed(["hello"])  # the model takes seconds to load, and a life has no more
+        for tenant, policy in TENANTS.items():
+            async with EphemeralAgent.spawn(self._connection, tenant_id=tenant, agent_id="founder"):
+                await self._connection.set_retention(tenant, policy)
+        for generation in itertools.count():
             tasks = self._world.tasks(np.random.default_rng([0, generation]), AGENTS * TASKS)
-            await self._learn([task.input for task in tasks])
-            if generation == 0:
-                await asyncio.gather(*(self._life(tenant, 0, 0, tasks[:TASKS]) for tenant in TENANTS))
-                for tenant, policy in TENANTS.items():
-                    await self._connection.set_retention(tenant, policy)
             async with asyncio.TaskGroup() as group:
                 for tenant in TENANTS:
                     for place in range(AGENTS):
                         own = tasks[place * TASKS : (place + 1) * TASKS]
-                        group.create_task(self._mortal(tenant, generation + 1, place, own))
-            generation += 1
-
-    async def _learn(self, inputs: list[str]) -> None:
-        texts = [
-            text for text in (embedding_text(self._world.task, each) for each in inputs) if text not in self._vectors
-        ]
-        if texts:
-            self._vectors.update(zip(texts, await self._connection.embed(texts), strict=True))
+                        group.create_task(self._mortal(tenant, generation, place, own))
 
     async def _mortal(self, *life: Any) -> None:
         """A life that a hub that is away, or a machine that slept, may end: the others and the next ones go on."""
@@ -111,8 +98,7 @@ class Live:
             await connection.close()
 
     async def _attempt(self, agent: EphemeralAgent, task: Task, generation: int) -> None:
-        vector = self._vectors[embedding_text(self._world.task, task.input)]
-        memories = await agent.query_memories(vector, k=1)
+        memories = await agent.query_memories(task.task, 1, input=task.input)
         modules = list(self._world.module_docs)
         output = memories[0].metadata["answer"] if memories else modules[self._rng.integers(len(modules))]
         await agent.store_episode(
@@ -120,7 +106,6 @@ class Live:
             input=task.input,
             output=output,
             reward=self._world.reward(task, output),
-            vector=vector,
             metadata={"answer": task.answer, "generation": generation},
         )
 
@@ -139,5 +124,6 @@ async def main(data: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
+    end_with_stdin()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -135,10 +135,16 @@ def pngs(results: Results, metric: Metric, baseline: str) -> bytes:
     """A ZIP of pictures.
 
     Raises:
-        RuntimeError: If there is no browser that draws them; ImportError or ValueError, if kaleido is missing.
+        RuntimeError: If there is no browser that draws them.
     """
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, figure in figures(results, metric, baseline).items():
-            archive.writestr(f"{name}.png", figure.to_image(format="png", width=1000, scale=2))
+    import plotly.io
+
+    drawn, stream = figures(results, metric, baseline), io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(stream, "w") as archive:
+        files = [Path(folder) / f"{name}.png" for name in drawn]
+        plotly.io.write_images(
+            [*drawn.values()], files, width=1000, scale=2
+        )  # all in one browser: in a quarter of the time
+        for file in files:
+            archive.write(file, file.name)
     return stream.getvalue()

@@ -7,6 +7,7 @@ groups apart, `colours` those of the groups by name, and `zone` the reader's tim
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -101,7 +102,7 @@ def times(column: pl.Series, zone: str) -> list[str]:
 
 def stretches(column: pl.Series, zone: str) -> list[str]:
     """Where stretches of time of one length begin, and where the last one ends; see `times`."""
-    ends = column[-1:] + (column[1] - column[0]) if len(column) > 1 else column.clear()
+    ends = column[-1:] + (column[1] - column[0] if len(column) > 1 else timedelta(seconds=1))
     return times(pl.concat([column, ends]), zone)
 
 
@@ -127,14 +128,11 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
     tenants = frame["tenant_id"].unique(maintain_order=True).to_list()
     policies = frame["policy"].unique(maintain_order=True).to_list()
     colours = dict(zip(policies, (REST, *OKABE_ITO), strict=False))
-    figure = blank(title, x, "episodes", "policy")
-    figure.set_subplots(
-        rows=len(tenants),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.3 / (len(tenants) + 1),
-        subplot_titles=[plain(tenant) for tenant in tenants] if len(tenants) > 1 else None,
-    )
+    style: dict[str, Any] = {"height": 200 + 180 * len(tenants), "barmode": "group", "bargap": 0.25}
+    figure = blank(title, x, "episodes", "policy", **style)
+    titles = [plain(tenant) for tenant in tenants] if len(tenants) > 1 else None
+    spacing = 0.3 / (len(tenants) + 1)
+    figure.set_subplots(len(tenants), 1, shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles)
     for (tenant, policy), rows in frame.partition_by("tenant_id", "policy", as_dict=True, maintain_order=True).items():
         figure.add_bar(
             x=[SHORT.sub(lambda found: SHORTER[found[0]], name) for name in rows[x]],
@@ -147,11 +145,8 @@ def what_if(frame: pl.DataFrame, title: str, x: str) -> go.Figure:
             row=tenants.index(tenant) + 1,
             col=1,
         )
-    figure.update_yaxes(title="episodes", tickformat=",", rangemode="tozero")
-    figure.update_xaxes(title=x if len(tenants) == 1 else None, type="category")
-    figure.update_xaxes(title=x, row=len(tenants))
-    figure.update_layout(height=200 + 180 * len(tenants), barmode="group", bargap=0.25)
-    return figure
+    figure.update_xaxes(title=None, type="category").update_xaxes(title=x, row=len(tenants))
+    return figure.update_yaxes(title="episodes", tickformat=",", rangemode="tozero")
 
 
 def later(frame: pl.DataFrame) -> go.Figure:
@@ -169,20 +164,17 @@ def later(frame: pl.DataFrame) -> go.Figure:
 
 def requests(frame: pl.DataFrame, *, zone: str) -> go.Figure:
     """Requests a second, and below them the latency that 95 % of them stayed under; a line for each method."""
-    figure = blank("Requests and their latency", f"time ({zone})", "requests a second", "method")
-    figure.set_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = blank("Requests and their latency", "", "", "method", height=480)
+    figure.set_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08)
     methods = sorted(frame["method"].unique())
     for method, colour in zip(methods, OKABE_ITO, strict=False):
         rows = frame.filter(pl.col("method") == method)
         for row, column in enumerate(("per_second", "p95_ms"), 1):
             place: dict[str, Any] = {"row": row, "col": 1, "showlegend": row == 1, "hovertemplate": "%{y:,.2f}"}
+            place |= {"mode": "lines+markers", "marker": {"size": 4}}  # the first look is a point
             line(figure, times(rows["at"], zone), rows[column], plain(method), colour, **place)
-    figure.update_yaxes(title="requests a second", rangemode="tozero", row=1)
-    figure.update_yaxes(title="p95, ms", rangemode="tozero", row=2)
-    figure.update_xaxes(title=None, row=1)
-    figure.update_xaxes(title=f"time ({zone})", row=2)
-    figure.update_layout(height=480)
-    return figure
+    figure.update_yaxes(title="requests a second", row=1).update_yaxes(title="p95, ms", row=2)
+    return figure.update_yaxes(rangemode="tozero").update_xaxes(title=f"time ({zone})", row=2)
 
 
 def in_order(names: Sequence[object]) -> dict[str, str]:

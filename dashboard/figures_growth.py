@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ACROSS = 2
 """Panels side by side: a phone shows them, too."""
+PATTERNS = {"stored": "", "forgotten": "/", "erased": "x"}
+COUNTS = {"tickformat": ","}
 REASONS = 6
 """Most reasons that one mark tells."""
 
@@ -27,13 +29,11 @@ def stacked(
 ) -> go.Figure:
     """An area for each group, one on the other."""
     figure = blank(title, f"time ({zone})", unit, group.removesuffix("_id"))
-    number = "%{y:.3s}B" if unit == "bytes" else "%{y:,}"
-    style: dict[str, Any] = {"shape": "hv", "width": 1.5, "stackgroup": "all", "hovertemplate": number}
+    hover, ticks = ("%{y:.3s}B", {"tickformat": "~s", "ticksuffix": "B"}) if unit == "bytes" else ("%{y:,}", COUNTS)
+    style: dict[str, Any] = {"shape": "hv", "width": 1.5, "stackgroup": "all", "hovertemplate": hover}
     for name, colour, rows in groups(frame, group, colours):
         line(figure, stretches(rows["time"], zone), rows.select(value).to_series(), name, colour, **style)
-    return figure.update_yaxes(
-        rangemode="tozero", tickformat="~s" if unit == "bytes" else ",", ticksuffix="B" if unit == "bytes" else ""
-    )
+    return figure.update_yaxes(rangemode="tozero", **ticks)
 
 
 def selectable(figure: go.Figure, frame: pl.DataFrame, *, zone: str) -> go.Figure:
@@ -71,7 +71,8 @@ def panels(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone:
 
 def turnover(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zone: str) -> go.Figure:
     """What was stored in each stretch of time upwards, and what was forgotten or erased downwards."""
-    figure = blank("Stored against forgotten", f"time ({zone})", "episodes in a stretch", group.removesuffix("_id"))
+    what = "episodes in a stretch", group.removesuffix("_id")
+    figure = blank("Stored against forgotten", f"time ({zone})", *what, barmode="relative", bargap=0)
     for name, colour, rows in groups(frame, group, colours):
         parts = {"stored": rows["stored"], "forgotten": -rows["forgotten"], "erased": -rows["erased"]}
         for part, values in parts.items():
@@ -82,14 +83,10 @@ def turnover(frame: pl.DataFrame, group: str, colours: Mapping[str, str], *, zon
                     name=name if part == "stored" else f"{name}, {part}",
                     legendgroup=name,
                     showlegend=part == "stored",
-                    marker={
-                        "color": colour,
-                        "line": {"width": 0},
-                        "pattern": {"shape": {"stored": "", "forgotten": "/", "erased": "x"}[part]},
-                    },
+                    marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": PATTERNS[part]}},
                     hovertemplate="%{y:+,}",
                 )
-    return figure.update_layout(barmode="relative", bargap=0).update_yaxes(tickformat=",")
+    return figure.update_yaxes(**COUNTS)
 
 
 def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure:
@@ -103,21 +100,14 @@ def mark(figure: go.Figure, forgetting: pl.DataFrame, *, zone: str) -> go.Figure
     )
     if told.is_empty():
         return figure
-    x, y, texts = [], [], []
+    x: list[str | None] = []
+    texts: list[str] = []
     for at, (text, more) in zip(times(told["time"], zone), told.select("text", "more").rows(), strict=True):
         x += [at, at, None]
-        y += [0, 1, None]
         texts += ["", text + (f"<br>and {more} more" if more > 0 else ""), ""]
-    figure.add_scatter(
-        x=x,
-        y=y,
-        yaxis="y2",
-        name="forgotten, why",
-        mode="lines",
-        line={"color": "rgba(127,127,127,0.6)", "width": 1, "dash": "dot"},
-        text=texts,
-        hovertemplate="%{text}",
-    )
+    marks: dict[str, Any] = {"yaxis": "y2", "text": texts, "hovertemplate": "%{text}"}
+    grey = "rgba(127,127,127,0.6)"
+    line(figure, x, [0, 1, None] * len(told), "forgotten, why", grey, width=1, dash="dot", **marks)
     return figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
 
 
@@ -125,14 +115,9 @@ def by_generation(frame: pl.DataFrame, colours: Mapping[str, str]) -> go.Figure:
     """How many episodes of each generation are live, by tenant; of a `reward_summary`."""
     figure = blank("What is remembered of each generation", "generation", "live episodes", "tenant")
     for name, colour, rows in groups(frame.drop_nulls("generation"), "tenant_id", colours):
-        figure.add_bar(
-            x=rows["generation"].to_list(),
-            y=rows["n"].to_list(),
-            name=name,
-            marker={"color": colour, "line": {"width": 0}},
-            hovertemplate="%{y:,}",
-        )
-    return figure.update_layout(barmode="stack").update_yaxes(tickformat=",")
+        x, y, marker = rows["generation"].to_list(), rows["n"].to_list(), {"color": colour, "line": {"width": 0}}
+        figure.add_bar(x=x, y=y, name=name, marker=marker, hovertemplate="%{y:,}")
+    return figure.update_layout(barmode="stack").update_yaxes(**COUNTS)
 
 
 def _told(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from dashboard.figures import in_order
+from dashboard.figures import REST, in_order, line
 from dashboard.look import plain
 from fedlab.plots import OKABE_ITO, blank
 
@@ -22,7 +22,8 @@ STATES: Mapping[str, str] = {"live": "circle", "forgotten": "x", "unknown": "cir
 
 def ranking(frame: pl.DataFrame, parts: Sequence[str]) -> go.Figure:
     """What made each score: a bar for each memory, stacked of the parts of the policy."""
-    figure = blank("Why they rank so", "score", "rank", "part")
+    height = max(260, 120 + 22 * len(frame))
+    figure = blank("Why they rank so", "score", "rank", "part", barmode="relative", hovermode="closest", height=height)
     for part, colour in zip(parts, OKABE_ITO, strict=False):
         figure.add_bar(
             x=frame[part].to_list(),
@@ -33,9 +34,7 @@ def ranking(frame: pl.DataFrame, parts: Sequence[str]) -> go.Figure:
             customdata=[plain(each) for each in frame["output"]],
             hovertemplate="%{x:.3f}: %{customdata}",
         )
-    figure.update_layout(barmode="relative", hovermode="closest", height=max(260, 120 + 22 * len(frame)))
-    figure.update_yaxes(autorange="reversed", dtick=max(1, len(frame) // 20))
-    return figure
+    return figure.update_yaxes(autorange="reversed", dtick=max(1, len(frame) // 20))
 
 
 def lineage(frame: pl.DataFrame) -> go.Figure:
@@ -44,17 +43,14 @@ def lineage(frame: pl.DataFrame) -> go.Figure:
     # An episode may be reached on several ways: it is drawn once, where it is nearest.
     points = frame.with_columns(x=sign * pl.col("depth")).unique("id", keep="first", maintain_order=True)
     places = {row["id"]: (row["x"], row["reward"] or 0.0) for row in points.to_dicts()}
-    figure = blank("Lineage", "generations of use (left: its sources, right: its uses)", "reward", "episode")
-    xs: list[float | None] = []
-    ys: list[float | None] = []
+    x_name = "generations of use (left: its sources, right: its uses)"
+    figure = blank("Lineage", x_name, "reward", "episode", hovermode="closest")
+    links: list[tuple[float | None, float | None]] = []
     for row in frame.to_dicts():
         if row["via"] in places:
-            (x0, y0), (x1, y1) = places[row["via"]], places[row["id"]]
-            xs += [x0, x1, None]
-            ys += [y0, y1, None]
-    figure.add_scatter(
-        x=xs, y=ys, mode="lines", line={"color": "#B0B0B0", "width": 1}, hoverinfo="skip", name="made from"
-    )
+            links += [places[row["via"]], places[row["id"]], (None, None)]
+    x, y = zip(*links, strict=True) if links else ((), ())
+    line(figure, x, y, "made from", REST, width=1, hoverinfo="skip", hovertemplate=None)
     for (status, mark), colour in zip(STATES.items(), (OKABE_ITO[0], OKABE_ITO[5], "#7F7F7F"), strict=True):
         rows = points.filter(pl.col("status") == status)
         if not rows.is_empty():
@@ -67,15 +63,14 @@ def lineage(frame: pl.DataFrame) -> go.Figure:
                 customdata=[[plain(row["agent_id"] or "?"), plain(row["output"] or "?")] for row in rows.to_dicts()],
                 hovertemplate="%{customdata[0]}: %{customdata[1]}<br>reward %{y:.3f}",
             )
-    figure.update_layout(hovermode="closest")
-    figure.update_xaxes(dtick=1)
-    return figure
+    return figure.update_xaxes(dtick=1)
 
 
 def memory_map(frame: pl.DataFrame, colour: str, way: str) -> go.Figure:
     """Episodes as points in two dimensions, made in some `way`, with the colour of a column."""
     name = colour.removesuffix("_id")
-    figure = blank(f"Memory map, coloured by {name}", f"{way} 1 (no unit)", f"{way} 2 (no unit)", name)
+    style = {"hovermode": "closest", "dragmode": "lasso", "height": 560}
+    figure = blank(f"Memory map, coloured by {name}", f"{way} 1 (no unit)", f"{way} 2 (no unit)", name, **style)
     common = {"mode": "markers", "hovertemplate": "%{customdata[1]}: %{customdata[2]}<br>reward %{customdata[3]:.3f}"}
     if colour == "agent_id":
         names = frame[colour].value_counts(sort=True)[colour].head(12).to_list()
@@ -83,17 +78,14 @@ def memory_map(frame: pl.DataFrame, colour: str, way: str) -> go.Figure:
             red, green, blue = (round(255 * c) for c in colorsys.hls_to_rgb(place / len(names), 0.5, 0.65))
             own = OKABE_ITO[place] if place < len(OKABE_ITO) else f"rgb({red},{green},{blue})"
             _points(figure, frame.filter(pl.col(colour) == each), plain(each), {"color": own}, common)
-        _points(figure, frame.filter(~pl.col(colour).is_in(names)), "others", {"color": "#B0B0B0"}, common)
+        _points(figure, frame.filter(~pl.col(colour).is_in(names)), "others", {"color": REST}, common)
     else:
         bar = {"title": {"text": name}, "thickness": 12}
         shades = list(in_order(range(11)).values())
         scale = {"color": frame[colour].to_list(), "colorscale": shades, "showscale": True, "colorbar": bar}
         _points(figure, frame, "episodes", scale, common)
         figure.update_layout(showlegend=False)
-    figure.update_layout(hovermode="closest", dragmode="lasso", height=560)
-    figure.update_xaxes(showticklabels=False)
-    figure.update_yaxes(showticklabels=False)
-    return figure
+    return figure.update_xaxes(showticklabels=False).update_yaxes(showticklabels=False)
 
 
 def _points(

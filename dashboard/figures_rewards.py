@@ -46,7 +46,7 @@ def heat_map(frame: pl.DataFrame, group: str, colours: Mapping[str, str]) -> go.
         customdata=[own["count"].to_list() for _, _, own, _ in parts],
         text=[[name] * len(own) for name, _, own, _ in parts],
         colorscale="Cividis",
-        colorbar={"title": {"text": "share of the group"}, "tickformat": ".0%"},
+        colorbar={"title": {"text": "share"}, "tickformat": ".0%"},
         hovertemplate="%{text}, reward from %{x:.4g}: %{z:.1%} (%{customdata:,})<extra></extra>",
     )
     _name(figure, parts)

@@ -114,9 +114,9 @@ def colours(names: Sequence[str] | None = None) -> dict[str, str]:
 def chart(
     figure: go.Figure,
     data: pl.DataFrame,
-    *,
     key: str,
     about: str,
+    *,
     select: bool | Callable[[], None] = False,
     **options: Any,
 ) -> Any:
@@ -186,12 +186,6 @@ def note(text: str) -> None:
     st.info(text, icon=":material/info:")
 
 
-def nobody(text: str) -> None:
-    """What stands on a page about tenants as long as there is none; it goes by itself when the first one comes."""
-    note(text)
-    _await_tenant()
-
-
 @contextlib.contextmanager
 def guarded(*, live: bool = False) -> Iterator[None]:
     """What goes wrong becomes a sentence that says what to do; the session goes on.
@@ -207,7 +201,7 @@ def guarded(*, live: bool = False) -> Iterator[None]:
             f"The hub does not answer. This page goes on by itself when it is back. {literal(error)}",
             icon=":material/cloud_off:",
         )
-        _wait()
+        _until(sources.hub)
     except (AuthenticationError, PermissionDenied) as error:
         st.error(f"Not allowed: {literal(error)}", icon=":material/lock:")
     except UnknownTenant as error:
@@ -228,21 +222,37 @@ def live(draw: Callable[P, None]) -> Callable[P, None]:
 
 
 @st.fragment(run_every=sources.REFRESH)
-def _wait() -> None:
-    """Try again until the hub is back."""
+def _until(there: Callable[[], object]) -> None:
+    """Look again, until there is something to draw."""
     sources.refresh()
     with contextlib.suppress(FedlabError):
-        sources.hub()
-        st.rerun()
+        if there():
+            st.rerun()
 
 
-def choose_tenants(key: str = "tenants") -> list[str]:
-    """The tenants that a page is about: all, if none is chosen; part of the address of the view."""
+def tenants(nobody: str) -> list[str]:
+    """Those of the hub; as long as there is none, a page about tenants ends with what `nobody` says."""
     known = sources.tenants()
+    if not known:
+        note(nobody)
+        _until(sources.tenants)
+        st.stop()
+    return known
+
+
+def choose_tenants(nobody: str) -> list[str]:
+    """The tenants that a page is about: all, if none is chosen; part of the address of the view."""
+    known = tenants(nobody)
     if len(known) < 2:
         return known
-    chosen: list[str] = st.multiselect("Tenants", known, key=key, placeholder="All tenants", **KEPT)
+    chosen: list[str] = st.multiselect("Tenants", known, key="tenants", placeholder="All tenants", **KEPT)
     return chosen or known
+
+
+def choose_tenant(nobody: str) -> str:
+    """The one tenant that a page is about."""
+    chosen: str = st.selectbox("Tenant", tenants(nobody), key="tenant", **KEPT)
+    return chosen
 
 
 def choose(label: str, options: Iterable[str], *, key: str, **more: Any) -> str:
@@ -255,17 +265,3 @@ def choose(label: str, options: Iterable[str], *, key: str, **more: Any) -> str:
 def scope(tenants: Sequence[str]) -> str | None:
     """Which tenant a hub is asked for; None for all."""
     return tenants[0] if len(tenants) == 1 else None
-
-
-def choose_tenant(key: str = "tenant") -> str | None:
-    """The one tenant that a page is about; None if there is none yet."""
-    known = sources.tenants()
-    return st.selectbox("Tenant", known, key=key, **KEPT) if known else None
-
-
-@st.fragment(run_every=sources.REFRESH)
-def _await_tenant() -> None:
-    sources.refresh()
-    with contextlib.suppress(FedlabError):
-        if sources.tenants():
-            st.rerun()

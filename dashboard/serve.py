@@ -1,6 +1,6 @@
 """Streamlit, with what a first visitor would wait for under way: the imports, and what a hub reads before it counts.
 
-`fedlab dashboard` runs it as `python serve.py app.py OPTION…`.
+`fedlab dashboard` runs it as `python serve.py app.py OPTION…`, at the other end of a pipe: they end together.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ def warm() -> None:
     start = sources.start()
     for target in start.targets if start.own_rights else ():
         with contextlib.suppress(FedlabError):
-            if sources.identify(target).kind == "hub":
+            if "://" in target:
                 with open_hub(target, None, retry_for=sources.PATIENCE) as connection:
                     connection.growth(connection.info().tenant_id)
 
 
 if __name__ == "__main__":
+    from fedlab.hub_process import end_with_stdin
+
+    end_with_stdin()
     threading.Thread(target=warm, name="warm", daemon=True).start()
     main(["run", *sys.argv[1:]])

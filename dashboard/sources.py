@@ -14,13 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 import streamlit as st
 
 from fedlab import Hub
-from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest
+from fedlab.errors import AuthenticationError, HubUnavailable, InvalidRequest, PermissionDenied
 from fedlab.net import open_hub
+from fedlab.net.discovery import check_url, is_loopback
 from fedlab.net.tokens import ROLES, Role
 from fedlab.retention import KeepForever, RetentionPolicy
 
@@ -71,26 +73,6 @@ class Source(NamedTuple):
         return self.target if self.kind == "hub" else f"{self.kind} {Path(self.target).name}"
 
 
-class Opened:
-    """A connection that is kept open between the visits of all pages."""
-
-    def __init__(self, source: Source, token: str | None) -> None:
-        target = source.target
-        with contextlib.ExitStack() as undo:
-            if source.kind == "backup":
-                # A backup stays as it is: what is looked at is a hub restored from it.
-                folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fedlab-backup-"))) / "hub"
-                Hub.restore(target, folder).close()
-                target = str(folder)
-            self.connection: SyncConnection = undo.enter_context(open_hub(target, token, retry_for=PATIENCE))
-            self._stack = undo.pop_all()
-
-    def close(self) -> None:
-        """Let go of it."""
-        with contextlib.suppress(Exception):
-            self._stack.close()
-
-
 def start() -> Start:
     """What `fedlab dashboard` was asked for."""
     return msgspec.json.decode(os.environ.get(ENVIRONMENT, "{}"), type=Start)
@@ -103,7 +85,7 @@ def identify(target: str, *, given: bool = True) -> Source:
         InvalidRequest: If it is nothing that can be shown.
     """
     if "://" in target:
-        return Source("hub", target, given)
+        return Source("hub", check_url(target), given)
     path = Path(target).expanduser().resolve()
     try:
         manifest = msgspec.json.decode((path / "manifest.json").read_bytes())
@@ -121,20 +103,44 @@ def identify(target: str, *, given: bool = True) -> Source:
     )
 
 
-def sources() -> list[Source]:
-    """All of this session: those of the start, and those a visitor named."""
-    given = [identify(target) for target in start().targets]
-    return [*given, *st.session_state.setdefault("own_sources", [])]
+def add(target: str) -> str:
+    """Take what a visitor named, or the address of a view, among the sources of this session; its name.
+
+    Raises:
+        InvalidRequest: If it is nothing that can be shown.
+        PermissionDenied: If it is no hub's URL, and who looks is not who started the dashboard.
+    """
+    source = identify(target, given=False)
+    if source.kind != "hub" and not start().own_rights:
+        raise PermissionDenied("directories are open only to who started this dashboard: give the URL of a hub")
+    if source.target not in [each.target for each in sources().values()]:
+        st.session_state.own_sources.append(source)
+    return next(name for name, each in sources().items() if each.target == source.target)
+
+
+def sources() -> dict[str, Source]:
+    """All of this session by name: those of the start, and those a visitor named."""
+    found: dict[str, Source] = {}
+    for each in [*map(_given, start().targets), *st.session_state.setdefault("own_sources", [])]:
+        found[each.target if each.name in found else each.name] = each
+    return found
+
+
+def _given(target: str) -> Source:
+    try:
+        return identify(target)
+    except InvalidRequest:
+        return Source("directory", target)  # it has gone since: the others can still be looked at
 
 
 def runs() -> dict[str, Source]:
-    """The runs of experiments among them, by name."""
-    return {each.name: each for each in sources() if each.kind == "run"}
+    """The runs of experiments among them."""
+    return {name: each for name, each in sources().items() if each.kind == "run"}
 
 
 def hubs() -> dict[str, Source]:
-    """The others, by name."""
-    return {each.name: each for each in sources() if each.kind != "run"}
+    """The others."""
+    return {name: each for name, each in sources().items() if each.kind != "run"}
 
 
 def current() -> Source | None:
@@ -151,11 +157,17 @@ def token() -> str | None:
     """
     source = current()
     own: str | None = st.session_state.get("tokens", {}).get(source.target if source else "")
-    if own is None and source is not None and not (source.given and start().own_rights):
+    if own is None and source is not None and not _is_own(source):
         raise AuthenticationError(
             "a token is needed for this hub: put it into the field in the side bar (`fedlab token` makes one)"
         )
     return own
+
+
+def _is_own(source: Source) -> bool:
+    """Whether who looks may open it as who started the dashboard: what that one named, and what is on this machine."""
+    here = source.given or source.kind != "hub" or is_loopback(urlsplit(source.target).hostname)
+    return start().own_rights and here
 
 
 def connection() -> SyncConnection:
@@ -164,7 +176,7 @@ def connection() -> SyncConnection:
     Raises:
         InvalidRequest: If there is none.
     """
-    return _open(_source(), token()).connection
+    return _open(_source(), token())[0]
 
 
 def _source() -> Source:
@@ -194,19 +206,33 @@ def may(role: Role) -> bool:
     return ROLES.index(hub().role) >= ROLES.index(role)
 
 
+def whole() -> bool:
+    """Whether this visitor may ask about all of the current hub, and have it do things."""
+    return hub().role == "admin" and hub().tenant_id is None
+
+
 def tenants() -> list[str]:
     """All tenants that this visitor may see, in alphabetical order: they decide the colours."""
     info = hub()
     return [info.tenant_id] if info.tenant_id is not None else sorted(ask("tenants")["tenant_id"])
 
 
-def policies() -> dict[str, RetentionPolicy]:
-    """That of each tenant."""
+def policies() -> dict[str, RetentionPolicy | str]:
+    """That of each tenant; what there is to say of one whose class is not known here."""
     own = hub().tenant_id
-    if own is not None:
+    if own is None:
+        return {tenant: _parsed(text) for tenant, text in ask("tenants").select("tenant_id", "retention").iter_rows()}
+    try:
         return {own: ask("retention", own)}
-    stored = ask("tenants").select("tenant_id", "retention").iter_rows()
-    return {tenant: RetentionPolicy.from_json(text) if text else KeepForever() for tenant, text in stored}
+    except InvalidRequest as error:
+        return {own: error.message}
+
+
+def _parsed(policy: str | None) -> RetentionPolicy | str:
+    try:
+        return RetentionPolicy.from_json(policy) if policy else KeepForever()
+    except InvalidRequest:
+        return policy or ""
 
 
 def ask(method: str, *args: Any, **keywords: Any) -> Any:
@@ -237,21 +263,34 @@ def metrics() -> list[tuple[str, Mapping[str, str], float]]:
     return [] if url is None else _metrics(url, int(time.time()))
 
 
-@st.cache_resource(max_entries=16, ttl=21_600, show_spinner="Opening …", on_release=Opened.close)
-def _open(source: Source, own: str | None) -> Opened:
-    return Opened(source, own)
+def _close(opened: tuple[SyncConnection, contextlib.ExitStack]) -> None:
+    with contextlib.suppress(Exception):
+        opened[1].close()
+
+
+@st.cache_resource(max_entries=16, ttl=21_600, show_spinner="Opening …", on_release=_close)
+def _open(source: Source, own: str | None) -> tuple[SyncConnection, contextlib.ExitStack]:
+    """A connection that is kept open between the visits of all pages, and what closes it."""
+    target = source.target
+    with contextlib.ExitStack() as undo:
+        if source.kind == "backup":
+            # A backup stays as it is: what is looked at is a hub restored from it.
+            folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fedlab-backup-"))) / "hub"
+            Hub.restore(target, folder).close()
+            target = str(folder)
+        return undo.enter_context(open_hub(target, own, retry_for=PATIENCE)), undo.pop_all()
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
 def _info(source: Source, own: str | None, moment: int) -> HubInfo:
-    return _open(source, own).connection.info()
+    return _open(source, own)[0].info()
 
 
 @st.cache_data(max_entries=400, max_size="150MB", ttl=60, show_spinner=False)  # time alone makes episodes older
 def _answer(source: Source, own: str | None, seq: int, asked: str, _call: tuple[str, Any, Any]) -> Any:
     # Policies have a repr that says everything, and Streamlit no way to hash them.
     method, args, keywords = _call
-    return getattr(_open(source, own).connection, method)(*args, **keywords)
+    return getattr(_open(source, own)[0], method)(*args, **keywords)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the run …")

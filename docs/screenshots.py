@@ -18,7 +18,7 @@ PAGES = {
     "retention": "retention?tenants=keep-forever&policy=MinReward(reward%3D0.5)",
     "explorer": "explorer?tenant=keep-forever&q=read+lines+of+a+file&by_reward=0.5",
 }
-SHOWN = {"explorer": -1}
+SHOWN = {"rewards": 1, "explorer": -1}
 """Which chart of a page is seen, if not the first."""
 PORT = 8555
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
@@ -48,13 +51,14 @@ class HubProcess:
         """
         if self._process is not None and self._process.returncode is None:
             return
-        command = ["-m", "fedlab", "hub", "--data", str(self.data), "--port", str(self.port), *self._options]
+        command = ["-m", "fedlab", "hub", "--data", str(self.data), "--port", str(self.port), "--end-with-stdin"]
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the demo alone, which then ends the hub.
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
+                *self._options,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -99,6 +103,19 @@ class HubProcess:
             pass
         finally:
             self.kill()
+
+
+def end_with_stdin() -> None:
+    """End this process, as SIGTERM does, when its stdin ends: a pipe does when who holds its other end is gone, also if
+    it was killed.
+    """
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-stdin", daemon=True).start()
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from fedlab._polars import pl
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     import plotly.graph_objects as go
 
@@ -153,7 +154,7 @@ th:first-child, td:first-child {{ text-align: left; }}
     return target
 
 
-def blank(title: str, x: str, y: str, legend: str = "") -> go.Figure:
+def blank(title: str, x: str, y: str, legend: str = "", **layout: Any) -> go.Figure:
     """A figure without data, in the style of all: letters that can be read from the back of a room.
 
     Args:
@@ -161,21 +162,21 @@ def blank(title: str, x: str, y: str, legend: str = "") -> go.Figure:
         x: Name of the horizontal axis, with its unit.
         y: Name of the vertical axis, with its unit.
         legend: What its entries are.
+        layout: More of it, or other than usual.
     """
     import plotly.graph_objects as go
 
-    return go.Figure(
-        layout={
-            "title": {"text": title},
-            "template": "plotly_white",
-            "font": {"size": 15},
-            "xaxis": {"title": {"text": x}},
-            "yaxis": {"title": {"text": y}},
-            "legend": {"title": {"text": legend}},
-            "showlegend": True,
-            "hovermode": "x unified",
-        }
-    )
+    usual = {
+        "title": {"text": title},
+        "template": "plotly_white",
+        "font": {"size": 15},
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}},
+        "legend": {"title": {"text": legend}},
+        "showlegend": True,
+        "hovermode": "x unified",
+    }
+    return go.Figure(layout=usual | layout)
 
 
 def add_band(

@@ -101,7 +101,7 @@ def test_numbers_that_make_no_demo_are_refused(tmp_path, numbers):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, stop):
     code = f"from fedlab.demo import run_demo; run_demo({str(tmp_path)!r}, generations=20, embedder='hashing')"
     demo = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)

@@ -10,15 +10,13 @@ from dashboard import figures_lives as figures
 from dashboard import look, sources
 
 MOST = 500  # lives on the timeline
+FLOWS = 80  # more of them are a tangle
 SPANS = {"all": None, "last hour": timedelta(hours=1), "last 10 minutes": timedelta(minutes=10)}
 
 
 def page() -> None:
     """Timeline, exchange and credit of one tenant."""
-    tenant_id = look.choose_tenant()
-    if tenant_id is None:
-        look.nobody("This hub has no tenant yet: no agent has lived here. `fedlab demo` fills a hub.")
-        return
+    tenant_id = look.choose_tenant("This hub has no tenant yet: no agent has lived here. `fedlab demo` fills a hub.")
     span = st.radio("Time", SPANS, key="span", bind="query-params", horizontal=True)
     _lives(tenant_id, span)
     _credit(tenant_id)
@@ -39,22 +37,22 @@ def _lives(tenant_id: str, span: str) -> None:
     look.chart(
         figures.timeline(lives, zone),
         lives,
-        key="timeline",
-        about="A line for each life, from its spawn to its end; the colour says how it ended.",
+        "timeline",
+        "A line for each life, from its spawn to its end; the colour says how it ended.",
     )
     if len(lives) == MOST:
         st.caption(f"The last {MOST:,} lives.")
     look.chart(
         figures.exchange(lives, zone),
         lives.select("agent_id", "generation", "spawned_at", "pulled", "pushed", "mean_reward"),
-        key="exchange",
-        about="How many episodes each life pulled from the hub, and how many it pushed.",
+        "exchange",
+        "How many episodes each life pulled from the hub, and how many it pushed.",
     )
 
 
 def _credit(tenant_id: str) -> None:
     by = st.radio("Credit between", ["generation", "agent"], key="credit_by", bind="query-params", horizontal=True)
-    credit = sources.ask("credit", tenant_id, by=by, limit=200)
+    credit = sources.ask("credit", tenant_id, by=by, limit=FLOWS)
     if credit.is_empty():
         look.note(
             "No episode names another as its source yet: what an agent recalls before it stores becomes that by itself."
@@ -63,10 +61,13 @@ def _credit(tenant_id: str) -> None:
     look.chart(
         figures.credit(credit, by),
         credit,
-        key="credit",
-        about=f"From which {by} the memories came that the episodes of another were made from.",
+        "credit",
+        f"From which {by} the memories came that the episodes of another were made from.",
     )
-    st.caption(f"From which {by} the memories came that another was made of; the more reward, the stronger the colour.")
+    st.caption(
+        f"From which {by} the memories came that another was made of; the more reward, the stronger the colour."
+        + (f" The {FLOWS} largest flows." if len(credit) == FLOWS else "")
+    )
 
 
 page()

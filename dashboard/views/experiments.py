@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +85,12 @@ def _run(results: Results, cells: pl.DataFrame) -> None:
 def _figures(results: Results, metric: Any, baseline: str, section: str) -> None:
     """Those of one section; where there are none, why."""
     if section == "Arms":
-        st.dataframe(results.summary(baseline, metric=metric), key="run-summary", hide_index=True)
+        look.table(results.summary(baseline, metric=metric), key="run-summary")
     shown = [name for name in downloads.names(results) if downloads.FIGURES[name].section == section]
     for name in shown:
         drawn = downloads.FIGURES[name]
         figure, data = drawn.figure(results, metric, baseline), drawn.data(results, metric, baseline)
-        look.chart(look.tamed(figure), data, key=f"run-{name}", about=drawn.about)
+        look.chart(look.tamed(figure), data, f"run-{name}", drawn.about)
     if not shown:
         look.note(MISSING[section])
     elif section in CAPTIONS:
@@ -110,10 +111,10 @@ def _provenance(results: Results, cells: pl.DataFrame) -> None:
     with left:
         st.subheader("Made of")
         table = pl.DataFrame([(name, str(value)) for name, value in facts.items()], ["what", "value"], orient="row")
-        st.dataframe(table, key="run-facts", hide_index=True)
+        look.table(table, key="run-facts")
     with right:
         st.subheader("Cells")
-        st.dataframe(cells, key="run-cells", hide_index=True)
+        look.table(cells, key="run-cells")
     st.subheader("Configuration")
     st.json(manifest["experiment"], expanded=2)
 
@@ -136,19 +137,17 @@ def _download(results: Results, metric: Any, baseline: str) -> None:
     st.download_button(
         "All figures as one HTML page", lambda: downloads.page(results, metric, baseline), f"{name}.html", "text/html"
     )
-    st.caption("The page works without a network. A single figure as PNG: the camera above it.")
-    if st.button("Draw all figures as PNG"):
+    st.caption(
+        "The page works without a network. A figure as PNG: the camera above it, in any browser. All as a ZIP of PNG"
+        " files: with `pip install 'fedlab-memory[images]'` and a Chrome or Chromium on the dashboard's machine."
+    )
+    if importlib.util.find_spec("kaleido") and st.button("Draw all figures as PNG"):
         try:
             with st.spinner("A browser draws them …"):
-                st.session_state.pngs = results.directory, downloads.pngs(results, metric, baseline)
-        except (ImportError, ValueError, RuntimeError) as error:
-            st.warning(
-                "This needs `pip install 'fedlab-memory[images]'` and a Chrome or Chromium on the machine of the"
-                f" dashboard; the camera above each figure needs neither. {look.literal(error)}"
-            )
-    drawn, pngs = st.session_state.get("pngs", (None, b""))
-    if drawn == results.directory:
-        st.download_button("PNG files as ZIP", pngs, f"{name}-figures.zip", "application/zip")
+                pngs = downloads.pngs(results, metric, baseline)
+            st.download_button("PNG files as ZIP", pngs, f"{name}-figures.zip", "application/zip", on_click="ignore")
+        except RuntimeError as error:
+            st.warning(look.literal(error))
 
 
 page()

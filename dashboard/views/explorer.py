@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 
 SAMPLE = 2_000  # episodes on a map
 EXCERPT = 300  # characters of a text in a table
+TAIL = 10  # characters by which an address tells the episodes of a map apart: the last ones of an id are random
 FIELDS = ("task", "input", "output", "reward", "agent_id", "created_at", "id")
+WEIGHTS = {"similarity": 1.0, "reward": 0.0, "recency": 0.0}  # as they are at first
 COLOURS = {"reward": "reward", "generation": "generation", "agent_id": "agent"}
 ADDRESS: Final = "query-params"  # where the state of a widget is kept: in the address of the view
 
 
 def page() -> None:
     """Search, one episode, map."""
-    tenant_id = look.choose_tenant()
-    if tenant_id is None:
-        look.nobody("This hub has no tenant yet: there is nothing to search. `fedlab demo` fills a hub.")
-        return
+    tenant_id = look.choose_tenant("This hub has no tenant yet: there is nothing to search. `fedlab demo` fills a hub.")
     where = _filters()
     found = _search(tenant_id, where)
     chosen = st.query_params.get("episode")
@@ -55,31 +54,23 @@ def _policy(*, text: bool) -> RecallPolicy | None:
     """The weights, as chosen; None if nothing would be left to rank by."""
     with st.expander("Ranking", icon=":material/sort:"):
         columns = st.columns(4)
-        weights = {
-            name: columns[place].slider(
-                name.capitalize(), 0.0, 2.0, float(place == 0), 0.1, key=f"by_{name}", bind=ADDRESS
-            )
-            for place, name in enumerate(("similarity", "reward", "recency"))
-        }
+        weights: dict[str, Any] = {}
+        for column, (name, usual) in zip(columns, WEIGHTS.items(), strict=False):
+            weights[name] = column.slider(name.capitalize(), 0.0, 2.0, usual, 0.1, key=f"by_{name}", bind=ADDRESS)
         half_life = columns[3].number_input("Half-life, days", 0.01, value=30.0, key="half_life", bind=ADDRESS)
     if not text:
         weights["similarity"] = 0.0
     if not any(weights.values()):
-        return None if text else RecallPolicy(recency=1.0, half_life_days=half_life)
-    return RecallPolicy(
-        similarity=weights["similarity"], reward=weights["reward"], recency=weights["recency"], half_life_days=half_life
-    )
+        if text:
+            return None
+        weights["recency"] = 1.0
+    return RecallPolicy(**weights, half_life_days=half_life)
 
 
 def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
     columns = st.columns([5, 1])
-    text = (
-        columns[0]
-        .text_input(
-            "Search by meaning", key="q", bind=ADDRESS, placeholder="What a task was about; nothing for the newest"
-        )
-        .strip()
-    )
+    hint = "What a task was about; nothing for the newest"
+    text = columns[0].text_input("Search by meaning", key="q", bind=ADDRESS, placeholder=hint).strip()
     k = columns[1].number_input("How many", 1, 200, 10, key="k", bind=ADDRESS)
     policy = _policy(text=bool(text))
     if policy is None:
@@ -98,8 +89,8 @@ def _search(tenant_id: str, where: Mapping[str, Any]) -> Sequence[Memory]:
     look.chart(
         figures.ranking(frame, parts),
         frame.select("rank", "id", "score", *parts),
-        key="ranking",
-        about="The score of each memory that was found, made of what similarity, reward and age gave to it.",
+        "ranking",
+        "The score of each memory that was found, made of what similarity, reward and age gave to it.",
     )
     return found
 
@@ -114,10 +105,14 @@ def _choose_row(shown: pl.DataFrame, ids: list[str]) -> None:
 
 
 def _chosen(key: str, ids: list[str]) -> None:
-    if rows := st.session_state[key].selection.rows:
-        st.query_params["episode"] = ids[rows[0]]
-    else:
-        st.query_params.pop("episode", None)
+    _keep("episode", "".join(ids[row] for row in st.session_state[key].selection.rows))
+
+
+def _keep(name: str, value: str) -> None:
+    """Part of the address of this view, as long as there is one."""
+    st.query_params.pop(name, None)
+    if value:
+        st.query_params[name] = value
 
 
 def _row(rank: int, memory: Memory, policy: RecallPolicy) -> dict[str, Any]:
@@ -158,8 +153,8 @@ def _episode(tenant_id: str, episode_id: str, *, hint: bool) -> None:
     look.chart(
         figures.lineage(lineage),
         lineage,
-        key="lineage",
-        about="The episodes that this one was made from, to the left, and those that were made from it, to the right.",
+        "lineage",
+        "The episodes that this one was made from, to the left, and those that were made from it, to the right.",
     )
 
 
@@ -181,22 +176,22 @@ def _map(tenant_id: str, where: Mapping[str, Any]) -> None:
     look.chart(
         figures.memory_map(drawn, colour, way),
         drawn,
-        key="map",
+        "map",
+        f"{len(drawn)} episodes as points: near ones are alike; coloured by {colour}.",
         select=_choose,
-        about=f"{len(drawn)} episodes as points: near ones are alike; coloured by {colour}.",
     )
     sampled = "" if len(drawn) < SAMPLE else f"A sample of {len(drawn):,} episodes. "
     st.caption(f"{sampled}Draw a lasso around some to list them.")
-    lasso = drawn.filter(pl.col("id").is_in(st.session_state.get("lassoed", [])))
+    lasso = drawn.filter(pl.col("id").str.tail(TAIL).is_in(st.query_params.get("lasso", "").split()))
     if len(lasso):
         st.caption(f"{len(lasso):,} chosen, mean reward {lasso['reward'].mean():.3f}")
         look.table(lasso.drop("x", "y"), key="lasso")
 
 
 def _choose() -> None:
-    """Keep what was chosen on the map: the map of a hub that changes is another one by the time it is drawn again."""
+    """Keep what was chosen, in the address: the map of a hub that changes is another one when it is drawn again."""
     points = st.session_state["map"].selection.points
-    st.session_state.lassoed = [point["customdata"][0] for point in points]
+    _keep("lasso", " ".join(point["customdata"][0][-TAIL:] for point in points))
 
 
 @st.cache_data(max_entries=16, show_spinner=False, hash_funcs={pl.DataFrame: lambda frame: tuple(frame["seq"])})

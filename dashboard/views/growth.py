@@ -15,6 +15,7 @@ from dashboard.figures import in_order
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+NOBODY = "Nothing grows yet: this hub is empty. Let an agent store its first episode."
 MOST_ROWS = 2_000  # groups that a hub tells apart; Streamlit would show a text that stands alone
 DETAILS = ("stored against forgotten", "each on its own", "bytes", "generations")
 COLUMNS = {"tenant": "tenant_id", "agent": "agent_id", "generation": "generation"}
@@ -29,14 +30,12 @@ class Range(NamedTuple):
 
 def page() -> None:
     """All of it."""
-    if not sources.tenants():
-        look.nobody("Nothing grows yet: this hub is empty. Let an agent store its first episode.")
-        return
+    look.tenants(NOBODY)
     left, right = st.columns([1, 2])
     with left:
         by = look.choose("By", COLUMNS, key="by")
     with right:
-        tenants = [look.choose_tenant() or ""] if by == "agent" else look.choose_tenants()
+        tenants = [look.choose_tenant(NOBODY)] if by == "agent" else look.choose_tenants(NOBODY)
     everything = sources.ask("growth", look.scope(tenants), by=by, bins=look.BINS)
     if everything.is_empty():
         look.note("Nothing was ever stored here. Choose other tenants, or let an agent store an episode.")
@@ -107,8 +106,8 @@ def _navigator(
     look.chart(
         figure,
         frame,
-        key=_navigator_key(),
-        about=f"Live episodes over time, one area a {by}; vertical marks where episodes were forgotten.",
+        _navigator_key(),
+        f"Live episodes over time, one area a {by}; vertical marks where episodes were forgotten.",
         select=_zoomed,
         selection_mode="box",
     )
@@ -135,17 +134,17 @@ def _details(by: str, tenants: Sequence[str], chosen: Range, frame: pl.DataFrame
         look.chart(
             figures.panels(frame, group, colours, zone=zone),
             frame,
-            key="growth-panels",
-            about=f"A panel for each {by}: episodes that are live, that were stored and that have gone.",
+            "growth-panels",
+            f"A panel for each {by}: episodes that are live, that were stored and that have gone.",
         )
     elif shown == "bytes":
-        title = "Growth in bytes: what is live now, by when it was stored"
+        title = "Live bytes, by when they were stored"
         size = pl.col("bytes").cum_sum()
         look.chart(
             figures.stacked(frame, size, group, colours, title=title, unit="bytes", zone=zone),
             frame,
-            key="growth-bytes",
-            about=f"Bytes of what is live now, added up by the time at which it was stored, of each {by}.",
+            "growth-bytes",
+            f"Bytes of what is live now, added up by the time at which it was stored, of each {by}.",
         )
     elif shown == "generations":
         _generations(tenants, chosen)
@@ -158,8 +157,8 @@ def _turnover(by: str, frame: pl.DataFrame, forgetting: pl.DataFrame, colours: d
     look.chart(
         figures.mark(figures.turnover(frame, COLUMNS[by], colours, zone=zone), forgetting, zone=zone),
         frame,
-        key="growth-turnover",
-        about=f"Episodes that were stored, upwards, and forgotten or erased, downwards, of each {by}.",
+        "growth-turnover",
+        f"Episodes that were stored, upwards, and forgotten or erased, downwards, of each {by}.",
     )
     if len(forgetting):
         with st.expander("What was forgotten, and why", icon=":material/delete_sweep:"):
@@ -187,8 +186,8 @@ def _generations(tenants: Sequence[str], chosen: Range) -> None:
     look.chart(
         figures.by_generation(counts, look.colours()),
         counts.select("tenant_id", "generation", "n"),
-        key="growth-generations",
-        about="Episodes made in this time that are live, by the generation that made them and by tenant.",
+        "growth-generations",
+        "Episodes made in this time that are live, by the generation that made them and by tenant.",
     )
 
 

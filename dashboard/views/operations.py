@@ -10,6 +10,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard import figures, look, rates, sources
+from fedlab.hub.values import CHANGE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,32 +24,13 @@ REPLICAS = (
     "A hub has no replicas, so there is no lag to show: one process answers everything. Its copies are its backups, and"
     " how old the newest is stands in the section Backups."
 )
-KINDS = (
-    "episode_stored",
-    "episode_forgotten",
-    "agent_spawned",
-    "agent_resumed",
-    "agent_ended",
-    "retention_set",
-    "tenant_created",
-    "episode_held",
-    "episode_released",
-    "tenant_erased",
-    "agent_erased",
-    "episodes_erased",
-    "erasure_finished",
-    "hub_created",
-    "hub_restored",
-    "hub_forked",
-)
 
 
 def page() -> None:
     """One section at a time; those that the hub would refuse are not offered."""
     info = sources.hub()
-    whole = info.role == "admin" and info.tenant_id is None
     sections: dict[str, Callable[[HubInfo], None]] = {"Requests": _requests, "Log": _log, "Retention": _retention}
-    if whole:
+    if sources.whole():
         sections |= {"Backups": _backups, "Erasures": _erasures}
     if sources.connection().url is None:
         del sections["Requests"]  # nobody asks an embedded hub from elsewhere
@@ -57,8 +39,8 @@ def page() -> None:
 
 
 @look.live
-def _requests(info: HubInfo) -> None:
-    history: rates.History = st.session_state.setdefault(f"history {info.hub_id}", rates.History())
+def _requests(_info: HubInfo) -> None:
+    history: rates.History = st.session_state.setdefault(f"history {sources.current()}", rates.History())
     history.add(rates.look(sources.metrics(), time.time()))
     first, new = history.looks[0], history.looks[-1]
     over = f"Over the last {new.at - first.at:,.0f} s."
@@ -82,24 +64,19 @@ def _requests(info: HubInfo) -> None:
         look.chart(
             figures.requests(steps, zone=look.zone().key),
             steps,
-            key="requests",
-            about="Requests a second and the 95 % quantile of their latency by method.",
+            "requests",
+            "Requests a second and the 95 % quantile of their latency by method.",
         )
     else:
-        st.caption("The rates are counted from now on: the chart grows while this page is open.")
+        st.caption("No request since this page was opened: a chart of the next ones grows here as long as it is open.")
     number = st.column_config.NumberColumn
-    st.dataframe(
-        frame,
-        hide_index=True,
-        key="methods",
-        column_config={
-            "per_second": number("per second", format="%.2f"),
-            "p50_ms": number("p50, ms", format="%.2f"),
-            "p95_ms": number("p95, ms", format="%.2f"),
-            "failed": number(format="localized"),
-            "requests": number("since the server began", format="localized"),
-        },
-    )
+    columns = {
+        "per_second": number("per second", format="%.2f"),
+        "p50_ms": number("p50, ms", format="%.2f"),
+        "p95_ms": number("p95, ms", format="%.2f"),
+        "requests": number("since the server began", format="localized"),
+    }
+    look.table(frame, key="methods", columns=columns)
 
 
 def _log(info: HubInfo) -> None:
@@ -108,7 +85,7 @@ def _log(info: HubInfo) -> None:
     tenant = columns[0].selectbox(
         "Tenant", sources.tenants(), index=None, placeholder="All", key="log-tenant", **look.KEPT
     )
-    kinds = columns[1].multiselect("Kind", KINDS, placeholder="All", key="log-kinds", **look.KEPT)
+    kinds = columns[1].multiselect("Kind", CHANGE_KINDS, placeholder="All", key="log-kinds", **look.KEPT)
     actor = columns[2].text_input("Actor", placeholder="Anyone", key="log-actor", help="The whole name.", **look.KEPT)
     text = columns[3].text_input(
         "Text", placeholder="Anything", key="log-text", help="In the id, the actor or the reason.", **look.KEPT
@@ -131,7 +108,7 @@ def _tail(tenant: str | None, kinds: tuple[str, ...] | None, actor: str | None, 
 
 def _retention(info: HubInfo) -> None:
     """Which policy each tenant has, and when it was applied last."""
-    schedule = _schedule(info)
+    schedule: Schedule | None = sources.connection().schedule() if sources.whole() else None
     if schedule is not None:
         _tell_retention(schedule)
     policies = sources.policies()
@@ -153,31 +130,10 @@ def _retention(info: HubInfo) -> None:
         (tenant, str(policy), went.get(tenant), last.get(tenant), gone.get(tenant, 0), failed.get(tenant))
         for tenant, policy in policies.items()
     ]
-    schema = {
-        "tenant": pl.String,
-        "policy": pl.String,
-        "last_forgotten_at": pl.Int64,
-        "then": pl.Int64,
-        "day": pl.Int64,
-        "failed": pl.String,
-    }
-    number = st.column_config.NumberColumn
-    look.table(
-        pl.DataFrame(rows, schema, orient="row"),
-        key="policies",
-        columns={
-            "then": number("forgotten by the last run", format="localized"),
-            "day": number("forgotten in the last 24 hours", format="localized"),
-        },
-    )
+    texts, counts = ("tenant", "policy"), ("forgotten by the last run", "forgotten in the last 24 hours")
+    schema = dict.fromkeys(texts, pl.String) | dict.fromkeys(("last_forgotten_at", *counts), pl.Int64)
+    look.table(pl.DataFrame(rows, schema | {"failed": pl.String}, orient="row"), key="policies")
     st.page_link("views/retention.py", label="Try another policy in the retention lab", icon=":material/science:")
-
-
-def _schedule(info: HubInfo) -> Schedule | None:
-    if info.role != "admin" or info.tenant_id is not None:
-        return None
-    schedule: Schedule = sources.connection().schedule()
-    return schedule
 
 
 def _tell_retention(schedule: Schedule) -> None:
@@ -193,10 +149,10 @@ def _tell_retention(schedule: Schedule) -> None:
     )
 
 
-def _backups(info: HubInfo) -> None:
+def _backups(_info: HubInfo) -> None:
     """Those there are; take one, verify one."""
-    schedule = _schedule(info)
-    if schedule is None or schedule.backup_directory is None:
+    schedule = sources.connection().schedule()
+    if schedule.backup_directory is None:
         look.note(
             "This hub has no directory for backups. A server has one with `fedlab hub --backup-dir DIR"
             " --backup-interval SECONDS`; by hand, `fedlab backup HUB DEST` copies a hub, also one that is running."
@@ -214,11 +170,8 @@ def _backups(info: HubInfo) -> None:
     if frame.is_empty():
         look.note("There is no backup yet: take one.")
     else:
-        look.table(
-            frame,
-            key="backups",
-            columns={"base": st.column_config.TextColumn("builds on", help="Empty for a full one.")},
-        )
+        builds_on = st.column_config.TextColumn("builds on", help="Empty for a full one.")
+        look.table(frame, key="backups", columns={"base": builds_on})
     left, right = st.columns(2)
     with left, st.form("take", border=True):
         st.markdown("**Take one**")
@@ -241,7 +194,9 @@ def _do(what: str, method: str, *args: Any, **keywords: Any) -> None:
         with st.spinner(f"{what} …"):
             manifest = getattr(sources.connection(), method)(*args, **keywords)
         verb = "is whole" if method == "verify_backup" else "was made"
-        st.session_state["backup done"] = look.literal(f"{args[0]} {verb}: {manifest}")
+        told = f"{'incremental' if manifest.bases else 'full'} backup of {look.when(manifest.created_at)}"
+        told += f" at change {manifest.seq:,}, {manifest.episodes:,} episodes of {manifest.tenants:,} tenants"
+        st.session_state["backup done"] = look.literal(f"{args[0]} {verb}: {told}")
         st.rerun()
 
 

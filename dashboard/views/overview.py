@@ -21,6 +21,7 @@ def page() -> None:
     """The numbers, the growth and the tenants."""
     info = sources.hub()
     _numbers(info)
+    _health(info)
     if not info.seq or not sources.tenants():
         look.note(
             "This hub is empty. Let an agent store its first episode: the ten lines of the README do,"
@@ -31,8 +32,8 @@ def page() -> None:
     look.chart(
         figures.growth(growth, look.colours(), zone=look.zone().key),
         growth,
-        key="overview-growth",
-        about="Episodes in the memory of each tenant over time, with those that were forgotten until then dotted.",
+        "overview-growth",
+        "Episodes in the memory of each tenant over time, with those that were forgotten until then dotted.",
     )
     if info.tenant_id is None:
         _tenants()
@@ -61,9 +62,28 @@ def _numbers(info: HubInfo) -> None:
     )
 
 
+def _health(info: HubInfo) -> None:
+    """What the hub is, and since when, in a line; what fails in it as a warning."""
+    facts = [
+        f"fedlab {info.version}",
+        f"schema {info.schema}",
+        f"{info.embedder}, {info.dimension:,} dimensions",
+        f"up since {look.when(info.opened_at)} ({look.zone()})",
+    ]
+    failed: dict[str, str] = {}
+    if sources.whole():
+        schedule = sources.ask("schedule")
+        if schedule.backup_directory:
+            facts.append(f"last backup {look.when(schedule.backup_last_at) or 'not yet'}")
+        failed = schedule.retention_last.failed if schedule.retention_last else {}
+    for tenant, why in failed.items():
+        st.warning(f"The retention of {look.literal(tenant)} failed: {look.literal(why)}", icon=":material/error:")
+    st.caption(f"**{'Fails in part' if failed else 'Healthy'}** · {look.literal(' · '.join(facts))}")
+
+
 def _rate(info: HubInfo) -> str:
     """Changes a minute over the last minute that this session has seen."""
-    seen: list[tuple[float, int]] = st.session_state.setdefault(f"seen {info.hub_id}", [])
+    seen: list[tuple[float, int]] = st.session_state.setdefault(f"seen {sources.current()}", [])
     now = time.monotonic()
     seen.append((now, info.seq))
     while now - seen[0][0] > MINUTE:

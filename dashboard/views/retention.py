@@ -25,10 +25,7 @@ LATER = (0, 1, 7, 30, 90, 180, 365)
 
 def page() -> None:
     """Build, compare, and, for an admin, save or apply."""
-    tenants = look.choose_tenants()
-    if not tenants:
-        look.nobody("This hub has no tenant yet: there is nothing that could be forgotten. `fedlab demo` fills a hub.")
-        return
+    tenants = look.choose_tenants("This hub has no tenant yet: nothing can be forgotten. `fedlab demo` fills a hub.")
     if len(tenants) > AT_ONCE:
         st.caption(f"Of {len(tenants):,} tenants the first is shown: choose up to {AT_ONCE} of them.")
         tenants = tenants[:1]
@@ -110,7 +107,8 @@ def _remember() -> None:
 
 def _compared(policy: RetentionPolicy, tenants: list[str]) -> dict[str, RetentionPolicy]:
     """Policies by letter: the one under construction, and those that it is compared with."""
-    stored = {repr(policy) for tenant, policy in sources.policies().items() if tenant in tenants}
+    every = sources.policies()
+    stored = {repr(every[tenant]) for tenant in tenants if isinstance(every[tenant], RetentionPolicy)}
     chosen = st.multiselect(
         "Compared with",
         sorted(stored | set(st.session_state.get("compare", []))),
@@ -192,14 +190,15 @@ def _charts(previews: dict[tuple[str, str], RetentionPreview], compared: dict[st
         look.chart(
             figures.what_if(frame, title, x),
             frame,
-            key=f"what-if-{what}",
-            about=f"Episodes by {what}: as it is now, and as it would be under each policy; a row for each tenant.",
+            f"what-if-{what}",
+            f"Episodes by {what}: as it is now, and as it would be under each policy; a row for each tenant.",
         )
 
 
 def _when(compared: dict[str, RetentionPolicy], tenants: list[str]) -> None:
     """How many would go as time passes, which takes the hub a preview for each moment: only if it is asked for."""
-    if not st.toggle("How many would go later", key="later", help="If nothing is stored or recalled until then."):
+    told = "If nothing is stored or recalled until then."
+    if not st.toggle("How many would go later", key="later", help=told, **look.KEPT):
         return
     with st.spinner("Asking the hub what would go later …"):
         ask = functools.partial(sources.ask, "preview_retention")
@@ -211,7 +210,7 @@ def _when(compared: dict[str, RetentionPolicy], tenants: list[str]) -> None:
         ]
     frame = pl.DataFrame(rows, ["tenant_id", "policy", "days", "would_go"], orient="row")
     about = "Episodes that would go under each policy, were it applied so many days from now."
-    look.chart(figures.later(frame), frame, key="what-if-later", about=about)
+    look.chart(figures.later(frame), frame, "what-if-later", about)
 
 
 def _decide(policy: RetentionPolicy, tenants: list[str]) -> None:

@@ -33,10 +33,7 @@ INTERVAL = (
 
 def page() -> None:
     """All of it."""
-    if not sources.tenants():
-        look.nobody("There are no rewards yet: this hub is empty. Let an agent store its first episode.")
-        return
-    tenants = look.choose_tenants()
+    tenants = look.choose_tenants("There are no rewards yet: this hub is empty. Let an agent store its first episode.")
     summary = _summary(tenants, "tenant")
     if summary.is_empty():
         look.note("No episode is live here. Choose other tenants, or let an agent store an episode.")
@@ -55,8 +52,8 @@ def page() -> None:
     look.chart(
         figures.comparison(summary, look.colours()),
         summary,
-        key="rewards-tenants",
-        about="Of each tenant the quartiles of its rewards, the smallest and the largest, and the mean.",
+        "rewards-tenants",
+        "Of each tenant the quartiles of its rewards, the smallest and the largest, and the mean.",
     )
     st.caption(INTERVAL)
 
@@ -77,8 +74,8 @@ def _distribution(tenants: Sequence[str]) -> None:
     look.chart(
         FORMS[form](shown, group, colours),
         shown,
-        key="rewards-distribution",
-        about=f"How the rewards of live episodes are distributed, for each {across}.",
+        "rewards-distribution",
+        f"How the rewards of live episodes are distributed, for each {across}.",
     )
     there, here = frame[group].n_unique(), shown[group].n_unique()
     rest = "" if here == there else f" The {here} largest of {there:,} groups are shown."
@@ -114,8 +111,8 @@ def _learning(tenants: Sequence[str]) -> None:
     look.chart(
         figures.learning(frame, x, look.colours(), zone=look.zone().key),
         frame,
-        key="rewards-learning",
-        about=f"Mean reward of each tenant by {x}, with a 95 % interval.",
+        "rewards-learning",
+        f"Mean reward of each tenant by {x}, with a 95 % interval.",
     )
 
 

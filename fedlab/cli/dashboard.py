@@ -56,8 +56,12 @@ def dashboard(
 
 def _check(targets: list[str]) -> None:
     """A mistyped path is said at once, and not in the browser."""
+    from fedlab.net.discovery import check_url
+
     for target in targets:
-        if "://" not in target and not Path(target).expanduser().is_dir():
+        if "://" in target:
+            check_url(target)
+        elif not Path(target).expanduser().is_dir():
             raise InvalidRequest(f"{target} is no directory, and no URL of a hub (ws://… or wss://…)")
 
 
@@ -70,15 +74,17 @@ def _demo(place: Path) -> Iterator[list[str]]:
         port = free_port()
         typer.echo(f"no hub was named: four tenants under four policies live in {folder}")
         command = [sys.executable, "-m", "dashboard.demo", f"{folder}/hub", str(port)]
-        process = subprocess.Popen(command, cwd=place.parent, start_new_session=True)  # noqa: S603
-        try:
-            yield [f"ws://127.0.0.1:{port}"]
-        finally:
-            process.send_signal(signal.SIGINT)
+        with subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, cwd=place.parent, start_new_session=True
+        ) as process:
             try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                yield [f"ws://127.0.0.1:{port}"]
+            finally:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 def streamlit_command(script: Path, host: str, port: int, *, browser: bool) -> list[str]:
@@ -87,6 +93,7 @@ def streamlit_command(script: Path, host: str, port: int, *, browser: bool) -> l
         "server.address": host,
         "server.port": port,
         "server.headless": str(not browser).lower(),
+        "server.showEmailPrompt": "false",
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
         "runner.magicEnabled": "false",
@@ -104,12 +111,11 @@ def _run_streamlit(command: list[str], settings: dict[str, object]) -> None:
     environment = {**os.environ, "FEDLAB_DASHBOARD": msgspec.json.encode(settings).decode()}
     # SIGTERM ends it as Ctrl-C does: nothing that was started goes on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    process = subprocess.Popen(command, env=environment)  # noqa: S603
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()  # of a Ctrl-C it knows already
-        process.wait()
-        status = 0
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:  # noqa: S603
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # of a Ctrl-C it knows already
+            status = 0
     if status not in (0, -signal.SIGINT, 130):
         raise FedlabError(f"the dashboard ended with status {status}; is the port taken? --port takes another")

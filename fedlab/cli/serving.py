@@ -72,8 +72,15 @@ def hub_command(
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option(help="The least that is logged.")
     ] = "info",
+    end_with_stdin: Annotated[
+        bool, typer.Option("--end-with-stdin", help="End when stdin does: a pipe, when who began this is gone.")
+    ] = False,
 ) -> None:
     """Run a hub until SIGTERM or Ctrl-C, and shut it down cleanly."""
+    if end_with_stdin:
+        from fedlab import hub_process
+
+        hub_process.end_with_stdin()
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     # Only our own: what libraries say of themselves is nothing to whoever runs a hub, until it is a warning.
     logger.setLevel(log_level.upper())

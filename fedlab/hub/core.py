@@ -80,6 +80,7 @@ class HubCore:
         # More at once than cores only take the interpreter from each other, and from the model: of 64 threads that
         # recall by text, each batch of the model waited a third longer.
         self._recalls = threading.Semaphore(os.cpu_count() or 2)
+        self._opened_at = self.clock.now()
         self._parked: deque[sa.PoolProxiedConnection] = deque()
         self._closing = threading.Lock()
         self.closed = False

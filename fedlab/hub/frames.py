@@ -148,6 +148,8 @@ class FrameMethods(HubCore):
             embedder=self._identity["embedder"],
             dimension=self.dimension,
             version=__version__,
+            schema=int(self._identity["schema"]),
+            opened_at=self._opened_at,
         )
 
     def stats(self, tenant_id: str | None = None) -> Stats:

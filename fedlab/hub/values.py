@@ -17,6 +17,26 @@ ERASURE = "erased on request"
 Ending = Literal["destroyed", "expired", "crashed"]
 """How a life ended: by `destroy()`, by its lifetime, or without a goodbye."""
 
+CHANGE_KINDS = (
+    "episode_stored",
+    "episode_forgotten",
+    "agent_spawned",
+    "agent_resumed",
+    "agent_ended",
+    "retention_set",
+    "tenant_created",
+    "episode_held",
+    "episode_released",
+    "tenant_erased",
+    "agent_erased",
+    "episodes_erased",
+    "erasure_finished",
+    "hub_created",
+    "hub_restored",
+    "hub_forked",
+)
+"""What a change of the log may be; and `episode_erased` and `erased`, for what an erasure emptied."""
+
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One row of the change log.
@@ -24,10 +44,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Args:
         seq: Position in the log: strictly increasing in commit order.
         tenant_id: Whose memory changed; empty for changes of the hub itself.
-        kind: `hub_created`, `hub_restored`, `hub_forked`, `tenant_created`, `episode_stored`, `episode_forgotten`,
-            `agent_spawned`, `agent_resumed`, `agent_ended`, `retention_set`, `episode_held`, `episode_released`;
-            `tenant_erased`, `agent_erased`, `episodes_erased` and `erasure_finished` for an erasure, `episode_erased`
-            and `erased` for what it emptied.
+        kind: Of `CHANGE_KINDS`.
         subject: The id it concerns: of an episode or an agent.
         actor: Who asked for it.
         at: Ms UTC.
@@ -96,6 +113,8 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
         embedder: Name of the model that makes the vectors.
         dimension: Of the vectors.
         version: Of fedlab.
+        schema: Of the database.
+        opened_at: When the process that answers opened it, ms UTC.
         role: What whoever asks may do: `observer`, `agent` or `admin`.
         tenant_id: The only tenant that whoever asks may see; None for all.
     """
@@ -106,6 +125,8 @@ class HubInfo(msgspec.Struct, frozen=True, kw_only=True):
     embedder: str
     dimension: int
     version: str
+    schema: int = 0
+    opened_at: int = 0
     role: str = "admin"
     tenant_id: str | None = None
 

@@ -140,7 +140,7 @@ class Plots:
         )
         for row in summary.filter(pl.col("arm") != base).iter_rows(named=True):
             self._differences(figure, row, values[row["arm"]] - values[base])
-        figure.add_vline(x=0, line={"color": "#444", "width": 1})
+        figure.add_vline(x=0, line={"color": "#7F7F7F", "width": 1})
         figure.update_layout(hovermode="closest", showlegend=False, height=220 + 80 * len(summary))
         # The first arm stands at the top, with room for its p above it.
         return figure.update_yaxes(range=[len(summary) - 1.4, -0.6])
@@ -178,7 +178,8 @@ class Plots:
                     marker={"color": colour, "line": {"width": 0}},
                     customdata=rows["tasks"].to_list(),
                     hovertemplate="%{y:.0%} (%{customdata:,} tasks)",
-                    **_place(panel),
+                    row=panel // ACROSS + 1,
+                    col=panel % ACROSS + 1,
                 )
         figure.update_layout(barmode="stack", bargap=0, legend={"title": {"text": "stage"}})
         return figure.update_layout(height=170 + 330 * math.ceil(max(1, len(arms)) / ACROSS))
@@ -193,8 +194,7 @@ class Plots:
         self._lines(figure, results.by_generation(each_task), "%{y:.2f} ms", 0)
         held = results.generations.with_columns(pl.col("bytes").alias("value"))
         self._lines(figure, results.by_generation(held), "%{y:.3s}B", 1)
-        figure.update_yaxes(rangemode="tozero")
-        return figure
+        return figure.update_yaxes(rangemode="tozero").update_yaxes(tickformat="~s", ticksuffix="B", row=2)
 
     def against_theory(
         self, theory: Mapping[str, Sequence[float]] | None = None, *, metric: Metric = "true_reward"
@@ -237,7 +237,7 @@ class Plots:
 
     def _lines(self, figure: go.Figure, means: pl.DataFrame, form: str, panel: int | None = None) -> None:
         """A line with a band for each arm; columns `arm`, `generation`, `mean`, `ci_low`, `ci_high`."""
-        place = {} if panel is None else _place(panel)
+        place = {} if panel is None else {"row": panel + 1, "col": 1}
         for arm, mark in self._present(means):
             rows = means.filter(pl.col("arm") == arm)
             x = rows["generation"].to_list()
@@ -333,25 +333,23 @@ def against_theory(
 
 
 def _panels(title: str, names: Sequence[str], panels: Sequence[str] = ()) -> go.Figure:
-    """Panels over generations: each with a vertical axis of its own, or `panels` that share one."""
+    """Panels over generations, each below the other with an axis of its own; or `panels` that share one."""
     from plotly.subplots import make_subplots
 
     number = max(1, len(panels) or len(names))
+    rows, columns = (math.ceil(number / ACROSS), min(number, ACROSS)) if panels else (number, 1)
     figure = make_subplots(
-        rows=math.ceil(number / ACROSS),
-        cols=min(number, ACROSS),
+        rows,
+        columns,
+        shared_xaxes=not panels,
         shared_yaxes="all" if panels else False,
+        vertical_spacing=None if panels else 0.08,
         subplot_titles=list(panels) or None,
-    ).update_layout(shared.blank(title, "generation", names[0], "arm").layout)
-    figure.update_xaxes(title={"text": "generation"})
-    for column, name in enumerate(names, 1):
-        figure.update_yaxes(title={"text": name}, col=column)
-    return figure
-
-
-def _place(panel: int) -> dict[str, int]:
-    """Where a panel stands, counted from 0."""
-    return {"row": panel // ACROSS + 1, "col": panel % ACROSS + 1}
+    ).update_layout(shared.blank(title, "", names[0], "arm").layout)
+    figure.update_xaxes(title={"text": "generation"}, row=None if panels else rows)
+    for row, name in enumerate(names, 1):
+        figure.update_yaxes(title={"text": name}, **({"col": 1} if panels else {"row": row}))
+    return figure if panels else figure.update_layout(height=140 + 210 * rows)
 
 
 def _errors(points: Sequence[tuple[Any, Any, Any]], colour: str) -> dict[str, object]:

@@ -68,21 +68,20 @@ def dashboard(folder: Path, *targets: object, own_rights: bool = True) -> Iterat
     environment = {**os.environ, "FEDLAB_DASHBOARD": msgspec.json.encode(start).decode()}
     environment.pop("FEDLAB_TOKEN", None)
     log = folder / "dashboard.log"
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            streamlit_command(APP, "127.0.0.1", port, browser=False),
-            env=environment,
-            stdout=file,
-            stderr=file,
-            cwd=folder,
-        )
-    try:
-        wait_for_health(port, log)
-        yield Served(f"http://127.0.0.1:{port}", process.pid)
-        assert process.poll() is None, log.read_text()
-    finally:
-        process.terminate()
-        process.wait(30)
+    command = streamlit_command(APP, "127.0.0.1", port, browser=False)
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=file, cwd=folder
+        ) as process,
+    ):
+        try:
+            wait_for_health(port, log)
+            yield Served(f"http://127.0.0.1:{port}", process.pid)
+            assert process.poll() is None, log.read_text()
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def wait_for_health(port: int, log: Path | None = None) -> None:

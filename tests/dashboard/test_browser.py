@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -20,6 +21,7 @@ from fedlab.recall import RecallPolicy
 from tests.dashboard import browsers
 from tests.dashboard.browsers import PATIENCE, Served, Visitor, wait_for_health
 from tests.dashboard.conftest import ROOT
+from tests.lab.runs import outcome, write_run
 from tests.processes import HubProcess, free_port
 
 pytestmark = pytest.mark.timeout(600)
@@ -152,7 +154,28 @@ def test_a_lasso_chooses_also_when_the_hub_has_changed_since_the_map_was_drawn(
         if not number:
             page.mouse.down()
     page.mouse.up()
-    page.get_by_text("chosen, mean reward").wait_for()
+    chosen = page.get_by_text("chosen, mean reward")
+    chosen.wait_for()
+    visitor.check()
+    # A colleague who is sent the address sees the same.
+    colleague = Visitor(browser, url).go(page.url.removeprefix(f"{url}/"))
+    expect(colleague.get_by_text("chosen, mean reward")).to_have_text(chosen.inner_text(), timeout=PATIENCE)
+
+
+def test_a_box_on_the_growth_is_the_time_of_what_stands_below_it(browser: Browser, shared_url: Served):
+    visitor = Visitor(browser, shared_url)
+    page = visitor.go("growth")
+    before = visitor.metric("Stored")
+    box = page.locator(".js-plotly-plot").first.locator(".nsewdrag").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 90, steps=8)
+    page.mouse.up()
+    expect(page.get_by_role("textbox", name="From")).not_to_have_value("", timeout=PATIENCE)
+    visitor.settle()
+    assert 0 < visitor.metric("Stored") < before
+    assert "from=" in page.url
     visitor.check()
 
 
@@ -240,6 +263,65 @@ def test_a_stored_script_shows_as_text(
         page = visitor.go("rewards?groups=task")
         page.locator(".js-plotly-plot text").first.wait_for()
         assert "<script>" in page.locator("[data-testid=stMain]").inner_html().replace("&lt;", "<").replace("&gt;", ">")
+
+
+def test_what_was_opened_in_the_side_bar_is_still_open_after_a_reload(browser: Browser, url: str, tmp_path: Path):
+    write_run(tmp_path / "my-run", [outcome(arm, 0, 0, 1.0) for arm in "ab"])
+    visitor = Visitor(browser, url)
+    page = visitor.go()
+    page.get_by_text("Open another").click()
+    page.get_by_role("textbox", name="URL of a hub").fill(str(tmp_path / "my-run"))
+    page.keyboard.press("Enter")
+    page.get_by_text("run my-run is open").wait_for()
+    page = visitor.click("Experiments")
+    for _ in range(2):
+        page.get_by_text("Reward by generation").first.wait_for()
+        page.reload()
+    visitor.check()
+
+
+def test_a_figure_is_saved_as_a_picture_and_a_frame_as_a_file(browser: Browser, tmp_path: Path):
+    write_run(tmp_path / "my-run", [outcome(arm, 0, 0, 1.0) for arm in "ab"])
+    with browsers.dashboard(tmp_path, tmp_path / "my-run") as url:
+        visitor = Visitor(browser, url)
+        page = visitor.go("experiments?section=Memory+and+cost")
+        chart = page.locator(".js-plotly-plot").first
+        chart.hover()
+        with page.expect_download() as picture:
+            chart.locator("[data-title*=PNG i]").click()
+        assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+        page = visitor.go("experiments?section=Download")
+        with page.expect_download() as frame:
+            page.get_by_role("button", name="episodes.parquet").click()
+        assert pl.read_parquet(frame.value.path()).height == 2
+        visitor.check()
+
+
+def test_the_keyboard_reaches_and_moves_what_the_mouse_does(browser: Browser, shared_url: Served):
+    visitor = Visitor(browser, shared_url)
+    page = visitor.go("retention?tenants=acme&policy=MaxEpisodes(n=20)")
+
+    def until(told: str) -> None:
+        """Press Tab until something that tells this has the focus."""
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if told in page.evaluate("(e => `${e.type} ${e.innerText}`)(document.activeElement)"):
+                return
+        raise AssertionError(f"Tab never comes to {told}")
+
+    before = visitor.metric("Would go")
+    until("range")  # the slider
+    page.keyboard.press("ArrowRight")
+    value = page.get_by_test_id("stMetricValue").first
+    expect(value).not_to_have_text(f"{before:,}", timeout=PATIENCE)
+    visitor.settle()
+    until("Apply now")
+    page.keyboard.press("Enter")
+    page.get_by_label("Type the tenant's name").wait_for()
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("Type the tenant's name")).to_have_count(0)
+    until("Data")
+    visitor.check()
 
 
 def test_without_a_target_there_is_a_hub_that_fills_itself(browser: Browser, tmp_path: Path):

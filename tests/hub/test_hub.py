@@ -29,6 +29,7 @@ from fedlab import (
     SimulatedClock,
     UnknownTenant,
 )
+from fedlab.hub import schema
 
 
 def contents(hub: Hub) -> tuple:
@@ -465,3 +466,5 @@ def test_a_hub_tells_its_state(hub, episode):
     assert issubclass(HubUnavailable, FedlabError)
     info = hub.info()
     assert (info.embedder, info.dimension, info.epoch, len(info.hub_id)) == ("hashing-384", 384, 1, 36)
+    assert info.schema == schema.VERSION
+    assert 0 < info.opened_at <= hub.read_changes(limit=None)[-1].at

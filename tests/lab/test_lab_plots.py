@@ -110,6 +110,15 @@ def test_paired_differences_show_each_seed_and_the_mean(results):
     assert below > 1
 
 
+@pytest.mark.parametrize("name", ["cost", "lineage"])
+def test_panels_with_axes_of_their_own_stand_below_each_other(results, name):
+    layout = getattr(results.plot, name)().layout
+    assert layout.xaxis.domain == layout.xaxis2.domain == (0, 1)  # side by side, an axis is cut on a narrow screen
+    assert layout.yaxis.title.text
+    assert layout.yaxis2.title.text
+    assert (layout.xaxis.title.text, layout.xaxis2.title.text) == ("", "generation")
+
+
 def test_stages_fill_each_generation(results):
     figure = results.plot.stages()
     heights = {}
