@@ -69,7 +69,7 @@ async def test_a_token_exports_what_it_may_read_and_imports_what_it_may_write(se
         with pytest.raises(PermissionDenied):
             await observer.import_tenant(path)
     async with fedlab.connect(server.url, token("acme", "agent", "agent-1")) as agent:
-        with pytest.raises(PermissionDenied, match=r"agent-0.*\(0 of the 4 episodes"):
+        with pytest.raises(PermissionDenied, match=r"agent-0.*\(0 of 4 episodes"):
             await agent.import_tenant(path)
     async with fedlab.connect(server.url, token("acme", "agent")) as anyone:
         assert (await anyone.import_tenant(path)).known == 4
