@@ -124,6 +124,8 @@ async def _serve(server: HubServer) -> None:
     # took more time than all the rest of a recall.
     threadpool_limits(1, user_api="blas")
     async with server:
+        stopped = asyncio.create_task(server.until_signal())
+        await asyncio.sleep(0)  # from here on, which is before anybody is told that it runs, a signal ends it tidily
         info, data = server.hub.info(), server.hub.path
         logger.info("hub %s at %s, data in %s, change %d", info.hub_id, server.url, data, info.seq)
         logger.info("embedder %s, %s", info.embedder, counted(info.dimension, "dimension"))
@@ -135,7 +137,7 @@ async def _serve(server: HubServer) -> None:
         # The model takes seconds to load: begin now, so that the first agent does not wait for it.
         warming = threading.Thread(target=warm_up, args=(server.hub,), daemon=True)
         warming.start()
-        await server.until_signal()
+        await stopped
         logger.info("shutting down: finishing what is under way")
     logger.info("the hub is closed; everything acknowledged is in %s", data)
     if warming.is_alive():

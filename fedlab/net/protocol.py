@@ -127,13 +127,10 @@ class Changes(ForAnyTenant, frozen=True, kw_only=True):  # noqa: D101
 
 
 class Watch(ForAnyTenant, frozen=True, kw_only=True):
-    """Answered as soon as there are changes after `after`, or with none after `wait` seconds.
-
-    `epoch` is that of the hub when `after` was its seq: without it, it is not noticed that the hub was restored.
-    """
+    """Answered as soon as there are changes after `after`, or with none after `wait` seconds."""
 
     after: Whole
-    epoch: Whole = 0
+    epoch: Whole = 0  # the hub's when `after` was its seq: without it, a restore is not noticed
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1_000
     wait: Annotated[float, Meta(ge=0, le=60)] = 20.0
 

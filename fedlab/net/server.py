@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
 from websockets.asyncio.server import serve as listen
 
 from fedlab._words import counted
@@ -336,9 +337,12 @@ class HubServer:
         return self._json(connection, status, {"code": error.code, "message": error.message})
 
     def _json(self, connection: ServerConnection, status: int, body: dict[str, Any]) -> Response:
-        response = connection.respond(status, msgspec.json.encode(body).decode())
+        return self._answer(connection, status, msgspec.json.encode(body).decode(), "application/json")
+
+    def _answer(self, connection: ServerConnection, status: int, text: str, kind: str) -> Response:
+        response = connection.respond(status, text)
         del response.headers["Content-Type"]
-        response.headers["Content-Type"] = "application/json"
+        response.headers["Content-Type"] = kind
         return response
 
     def _health(self) -> dict[str, Any]:
@@ -353,7 +357,8 @@ class HubServer:
 
     async def _metrics(self, connection: ServerConnection) -> Response:
         self.metrics.backup_age = None if self.backups is None else self.backups.age()
-        return connection.respond(200, self.metrics.render(await asyncio.to_thread(self.hub.stats)))
+        text = self.metrics.render(await asyncio.to_thread(self.hub.stats))
+        return self._answer(connection, 200, text, CONTENT_TYPE_LATEST)
 
     # --- what runs -----------------------------------------------------------------------------------------
 

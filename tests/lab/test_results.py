@@ -221,7 +221,7 @@ def test_a_notebook_shows_the_summary_escaped(tmp_path):
     shown = Results(write_run(tmp_path / "run", [outcome("<b>", 0, 0, 0.5)]))._repr_html_()
     assert "<b>" not in shown.replace("<b>Results of", "")
     assert "&lt;b&gt;: one seed: no interval" in shown
-    assert "1 arms, 1 of 1 cells finished" in shown
+    assert "1 arm, 1 of 1 cells finished" in shown
 
 
 def test_what_is_shown_does_not_tell_where_its_author_keeps_it(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_what_is_shown_does_not_tell_where_its_author_keeps_it(tmp_path, monkeyp
     assert str(tmp_path / "run") in repr(results)
     monkeypatch.chdir(tmp_path)
     for shown in (repr(results), results._repr_html_()):
-        assert "run: 1 arms" in shown
+        assert "run: 1 arm" in shown
         assert str(tmp_path) not in shown
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 from websockets.asyncio.client import connect as dial
 from websockets.exceptions import InvalidStatus
 
@@ -67,7 +68,7 @@ async def test_metrics_count_requests_outcomes_and_the_hubs_numbers(server: HubS
         assert (await get(server, "/"))[0] == 401
         status, kind, body = await get(server, "/metrics")
     assert status == 200
-    assert kind.startswith("text/plain")
+    assert kind == CONTENT_TYPE_LATEST, "with the version, which a scraper may insist on"
     lines = set(body.splitlines())
     assert 'fedlab_requests_total{method="put",outcome="ok"} 1.0' in lines
     assert 'fedlab_requests_total{method="recall",outcome="unknown_tenant"} 1.0' in lines
