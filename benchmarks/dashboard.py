@@ -128,7 +128,9 @@ def main(rows: int = 100_000, folder: str | None = None) -> list[tuple]:
         firsts = []
         for _ in range(2):  # a hub that perhaps nobody has looked at yet, and one that was looked at and started again
             with process, browsers.dashboard(Path(name), process.url) as url:
-                firsts.append(paint(browsers.Visitor(chromium, url), "")[0])
+                visitor = browsers.Visitor(chromium, url)
+                firsts.append(paint(visitor, "")[0])
+                visitor.page.close()  # or it goes on looking for a dashboard that has ended
         with process, other, browsers.dashboard(Path(name), process.url, other.url) as url:
             visitor = browsers.Visitor(chromium, url)
             paint(visitor, "")
