@@ -79,7 +79,7 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
     check_apart(path, database.parent)
     check_empty(path)
     chain = [] if base is None else read_chain(base)
-    try:
+    with schema.being_written(f"the backup {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_part(path) as part:
             if path.exists():
@@ -94,10 +94,6 @@ def write_backup(database: Path, path: Path, now: int, base: Path | None = None)
             part.replace(path)
             (path / LOCK).unlink()  # from now on it is nobody's to remove
             sync(path.parent)
-    except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
-        if isinstance(error, FedlabError):
-            raise
-        raise HubUnavailable(f"the backup {path} could not be written: {getattr(error, 'orig', error)}") from error
     return read_manifest(path)
 
 

@@ -5,7 +5,6 @@ so that no damage is taken for an episode. Which episodes, and what becomes of t
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +15,7 @@ import numpy as np
 from fedlab.batches import size_in_message
 from fedlab.episode import Episode, decode_vector, encode_vector, metadata_json
 from fedlab.errors import FedlabError, InvalidRequest
+from fedlab.hub.directory import sync
 from fedlab.hub.log import content_of, episode_hash, vector_hash
 from fedlab.hub.parts import new_part
 
@@ -81,8 +81,7 @@ def write(path: Path, header: Header, episodes: Iterable[Episode]) -> int:
         with new_part(path) as part:
             fresh = part / path.name
             form.write(fresh, header, rows())
-            with fresh.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(fresh)
             fresh.replace(path)
     except OSError as error:
         if isinstance(error, FedlabError):  # HubUnavailable is both

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy as sa
 
 from fedlab._words import counted
-from fedlab.errors import FedlabError, HubLocked, HubUnavailable, InvalidRequest
+from fedlab.errors import FedlabError, HubLocked, InvalidRequest
 from fedlab.hub import operations, reading, schema, timetravel
 from fedlab.hub.backups import check_apart, check_empty, copy_database, put_together, reading_only
 from fedlab.hub.directory import (
@@ -161,17 +161,14 @@ def _staged(path: Path) -> Iterator[tuple[Directory, Directory]]:
     directory = Directory(path)
     done = False
     try:
-        stage = Directory(directory.path / STAGE)
-        try:
-            yield directory, stage
-        finally:
-            stage.close()
-        _install(stage.database, directory)
-        done = True
-    except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
-        if isinstance(error, FedlabError):
-            raise
-        raise HubUnavailable(f"the hub in {path} could not be written: {getattr(error, 'orig', error)}") from error
+        with schema.being_written(f"the hub in {path}"):
+            stage = Directory(directory.path / STAGE)
+            try:
+                yield directory, stage
+            finally:
+                stage.close()
+            _install(stage.database, directory)
+            done = True
     finally:
         shutil.rmtree(directory.path / STAGE, ignore_errors=True)
         directory.close()

@@ -298,6 +298,21 @@ def as_hub_error(error: Exception) -> FedlabError:
     return HubUnavailable(f"the database did not do this, and nothing was changed: {reason}{way_out}")
 
 
+@contextlib.contextmanager
+def being_written(what: str) -> Iterator[None]:
+    """Where disk or database refuse something, say what could not be written, and why.
+
+    Raises:
+        HubUnavailable: Then.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error, sa.exc.DBAPIError) as error:
+        if isinstance(error, FedlabError):  # HubUnavailable is an OSError, too
+            raise
+        raise HubUnavailable(f"{what} could not be written: {getattr(error, 'orig', error)}") from error
+
+
 def listed(column: sa.ColumnElement[Any], values: Iterable[Any] | sa.BindParameter[str]) -> sa.ColumnElement[bool]:
     """`column IN values`, however many there are: a statement may have only so many parameters.
 

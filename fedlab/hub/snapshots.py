@@ -270,10 +270,8 @@ class Snapshots:
 
     def _write_manifest(self, manifest: Manifest) -> None:
         new = self.directory / "manifest.json.new"
-        with new.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-            file.flush()
-            os.fsync(file.fileno())
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        sync(new)
         new.replace(self.directory / "manifest.json")
 
 

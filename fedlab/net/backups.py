@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fedlab.clock import to_datetime
-from fedlab.errors import CorruptBackup, FedlabError, HubUnavailable, InvalidRequest
+from fedlab.errors import CorruptBackup, InvalidRequest
 from fedlab.hub.backups import check_apart, check_empty, verify_backup
 from fedlab.hub.manifest import MANIFEST, BackupManifest, read_manifest
 from fedlab.hub.parts import new_part, remove_dead
+from fedlab.hub.schema import being_written
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -95,15 +96,11 @@ class Backups:
         place = self._place(name)
         check_empty(place)
         remove_dead(self.directory)
-        try:
+        with being_written(f"the fork {place}"):
             self.directory.mkdir(parents=True, exist_ok=True)
             with new_part(place) as part:
                 report = self._hub.write_fork(part / name, at=at)
                 (part / name).replace(place)
-        except OSError as error:
-            if isinstance(error, FedlabError):
-                raise
-            raise HubUnavailable(f"the fork {place} could not be written: {error}") from error
         return msgspec.structs.replace(report, path=str(place))
 
     def frame(self) -> pl.DataFrame:
